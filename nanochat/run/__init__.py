@@ -1,0 +1,1 @@
+"""The stage contract: declarations, configuration, records, events, launcher."""

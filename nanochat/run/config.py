@@ -1,0 +1,91 @@
+"""What a run was asked to do: closed models that become `spec.json` and `config.json`.
+
+Knows names and ranges; what a preset means is in `nanochat.shape`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from nanochat.errors import ConfigError, did_you_mean
+from nanochat.run.stage import Stage
+
+Positive = Annotated[int, Field(ge=1)]
+SOURCES = ("packages/cpu", "packages/core", "generated", "climbmix", "fineweb-edu")
+
+
+class Frozen(BaseModel):
+    """A closed, immutable model: an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class RunConfig(Frozen):
+    """One run, the same for all of its stages: `runs/<run>/spec.json`."""
+
+    run: str
+    """Name of the run's folder; the preset's name by default."""
+    preset: str
+    """A row of the preset table in `nanochat.shape`."""
+    source: str
+    """Where the data comes from: one of `SOURCES`."""
+    identity: Path | None = None
+    """JSONL of the user's own identity conversations; the built-in ones without it."""
+    depth: Positive | None = None
+    """The one dial: layers; everything else is derived. None: the preset's."""
+    device_batch_size: Positive | None = None
+    """Rows a device holds at once; the total batch never changes. None: the preset's."""
+    steps: Positive | None = None
+    """Optimizer steps of each training stage. None: the preset's."""
+    checkpoint_every: Positive | None = None
+    """Steps between checkpoints. None: by time alone."""
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = 2.0
+    """Minutes between checkpoints."""
+    max_problems: Positive | None = None
+    """Problems an evaluation task takes at most. None: the preset's."""
+    seed: Annotated[int, Field(ge=0)] = 42
+    deterministic: bool = False
+    """Bit-identical resume; slower."""
+    dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    """Compute type; `auto`: bf16 where the device has it. Master weights are fp32."""
+    nproc: Positive = 1
+    """Ranks on this machine, unless torchrun or PET_* variables say otherwise."""
+    allow_epochs: bool = False
+    """Train on the data more than once instead of refusing when it is too little."""
+
+    def dataset(self) -> str:
+        """Return the dataset's folder name, e.g. `packages-cpu`."""
+        return self.source.replace("/", "-")
+
+    def relevant(self, stage: Stage) -> dict[str, Any]:
+        """Return the fields that `stage` depends on: what its config hash is made of."""
+        values = self.model_dump(mode="json")
+        return {name: values[name] for name in stage.settings}
+
+
+class StageConfig(Frozen):
+    """`runs/<run>/<stage>/config.json`: all that the launcher is given."""
+
+    stage: str
+    spec: RunConfig
+
+
+def parse(model: type[BaseModel], values: dict[str, Any], *, what: str) -> Any:
+    """Return `model(**values)`.
+
+    Raises:
+        ConfigError: names the first wrong field, its value and, for a misspelt field, the nearest name.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise ConfigError(
+                f"{what}: unknown field `{field}`", hint=did_you_mean(field, model.model_fields)
+            ) from None
+        raise ConfigError(f"{what}: `{field}` is {first['input']!r}: {first['msg']}") from None

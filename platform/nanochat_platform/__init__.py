@@ -1,0 +1,1 @@
+"""The platform around `nanochat`: command line, plans, executors; imports no torch."""

@@ -1,0 +1,32 @@
+"""Shared test set-up: a tier marker by folder, one compute thread, and no skip without a known reason in CI."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["OMP_NUM_THREADS"] = "1"  # two threads beside any other busy process collapse
+
+ROOT = Path(__file__).parent
+KNOWN_SKIPS = ("no GPU", "no KFP_ENDPOINT")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        tier = item.path.relative_to(ROOT).parts[0]
+        item.add_marker(getattr(pytest.mark, tier))
+        if tier == "unit" and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(20))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
+    outcome = yield
+    report = outcome.get_result()
+    if report.skipped and os.environ.get("CI") and not hasattr(report, "wasxfail"):
+        reason = str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if not any(known in reason for known in KNOWN_SKIPS):
+            report.outcome = "failed"
+            report.longrepr = f"skipped in CI for a reason that is not on the list: {reason}"
