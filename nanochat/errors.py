@@ -108,7 +108,7 @@ class ForbiddenError(NanochatError):
     exit_code = 77
 
 
-class Interrupted(NanochatError):  # noqa: N818
+class Interrupted(NanochatError):
     """A signal was honoured and the state is on disk."""
 
     def __init__(self, signum: int, message: str, *, hint: str | None = None) -> None:
@@ -147,14 +147,14 @@ class RequestError(NanochatError):
         message: str,
         *,
         status: int = 400,
-        type: str = "invalid_request_error",
+        kind: str = "invalid_request_error",
         param: str | None = None,
         code: str | None = None,
         retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.type = type
+        self.kind = kind
         self.param = param
         self.code = code
         self.retry_after_s = retry_after_s

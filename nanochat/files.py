@@ -30,7 +30,7 @@ def storage_errors(path: Path) -> Iterator[None]:
             raise
         raise StorageError(
             f"cannot write `{path}`: {os.strerror(error.errno or 0)}",
-            hint="free space on the volume or point NANOCHAT_HOME at another one, then run the same command again",
+            hint="free space or point NANOCHAT_HOME at another volume, then run the same command again",
         ) from error
 
 

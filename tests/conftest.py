@@ -1,4 +1,4 @@
-"""Shared test set-up: a tier marker by folder, one compute thread, and no skip without a known reason in CI."""
+"""Shared set-up: a tier marker by folder, one compute thread, no unexplained skip in CI."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"  # two threads beside any other busy process collapse
 
 ROOT = Path(__file__).parent
+TIERS = ("unit", "integration", "cluster", "gpu")
 KNOWN_SKIPS = ("no GPU", "no KFP_ENDPOINT")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         tier = item.path.relative_to(ROOT).parts[0]
-        item.add_marker(getattr(pytest.mark, tier))
-        if tier == "unit" and item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(20))
+        if tier in TIERS:
+            item.add_marker(getattr(pytest.mark, tier))
 
 
 @pytest.hookimpl(hookwrapper=True)

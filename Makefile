@@ -1,0 +1,36 @@
+# Two commands matter: `make speedrun` (from real text to your own chat) and `make test`.
+.DEFAULT_GOAL := help
+.PHONY: help setup speedrun smoke test lint bench lock clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+setup: ## make .venv from requirements.lock and build the tokenizer
+	@.ci/setup
+
+speedrun: setup ## train the tiny preset on real text, evaluate it, ask it a question
+	@.venv/bin/nanochat speedrun --preset tiny
+
+smoke: setup ## the whole speedrun on generated text, without network, in under a minute
+	@.venv/bin/nanochat speedrun --preset smoke
+
+test: setup ## unit and integration tests
+	@.venv/bin/python -m pytest
+
+lint: setup ## format, lint, types, import contracts, clippy
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+	@cd rustbpe && cargo fmt --check && cargo clippy --quiet --all-targets -- -D warnings
+
+bench: setup ## measure every bar beside its peer; writes tests/bench/results.json
+	@.venv/bin/python -m tests.bench
+
+lock: setup ## resolve the Python dependencies again
+	@.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	  --no-emit-index-url --no-emit-package nanochat-platform --no-emit-package nanochat-rustbpe \
+	  --all-extras --group dev -o requirements.lock pyproject.toml
+
+clean: ## remove the environment and build outputs; runs and models stay
+	@rm -rf .venv rustbpe/target build dist
