@@ -1,0 +1,342 @@
+"""The engine's front: submit, cancel, step, a thread, statistics, offline generation.
+
+Knows nothing of HTTP or asyncio: results leave through sinks, and `on_flush` is called once
+after every step that put something, so that a server can wake its event loop once per step:
+
+    class Stream:                                  # one per request; put() runs on the engine's thread
+        def put(self, delta: Delta) -> None:
+            ready.append((self, delta))            # a deque: append is atomic
+
+    engine = Engine(model, tokenizer, on_flush=lambda: loop.call_soon_threadsafe(deliver))
+    engine.run_thread()
+    request = engine.submit(prompt_ids, SamplingParams(max_tokens=64), Stream())
+    engine.cancel(request)                         # any thread; the slot is free within one step
+    engine.close()
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+from nanochat.engine.kv import KVPool
+from nanochat.engine.output import EngineTokenizer, Output, OutputFactory
+from nanochat.engine.request import Completion, Delta, FinishReason, Request, Sampled, SamplingParams, Sink
+from nanochat.engine.runner import CachedModel, Runner, set_threads
+from nanochat.engine.scheduler import Scheduler
+from nanochat.errors import RequestError
+from nanochat.tools import calculator
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """How much the engine takes on at once."""
+
+    max_running: int = 8
+    """Requests that share a step."""
+    max_waiting: int = 256
+    """Requests that may queue; more are refused with 429."""
+    max_tokens_in_kv: int | None = None
+    """Tokens whose keys and values are held at once; None: a whole context for each of `max_running`."""
+    context: int | None = None
+    """Tokens of prompt and completion together; None: the model's sequence length."""
+    prefill_chunk: int = 128
+    """Prompt tokens of one request computed in one step at most."""
+    max_step_tokens: int = 256
+    """Tokens computed in one step at most, decoding rows first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stats:
+    """Counters since the start, and the state now. Tokens unless said otherwise."""
+
+    ticks: int
+    """Steps begun; advances while anything waits or runs."""
+    last_tick_s: float
+    """The engine's clock (monotonic) at the last step."""
+    waiting: int
+    running: int
+    kv_total_tokens: int
+    kv_used_tokens: int
+    kv_free_tokens: int
+    kv_intact: bool
+    """False if free + used was not total, or something was in use, on any idle step."""
+    prompt_tokens: int
+    completion_tokens: int
+    requests_finished: dict[str, int]
+    """By finish reason."""
+    tool_calls: int
+    failures: int
+    """Steps that raised; their requests ended with "error"."""
+
+
+class Engine:
+    """Continuous batching over one model. All methods but `step` may be called from any thread."""
+
+    def __init__(
+        self,
+        model: CachedModel,
+        tokenizer: EngineTokenizer,
+        *,
+        limits: Limits | None = None,
+        exact: bool = False,
+        on_flush: Callable[[], None] | None = None,
+        evaluate: Callable[[str], str | None] = calculator.evaluate,
+        clock: Callable[[], float] = time.monotonic,
+        new_seed: Callable[[], int] = lambda: secrets.randbits(63),
+    ) -> None:
+        """Take the model as it is (device, dtype) and allocate the KV pool.
+
+        `exact` computes rows one at a time: logits are bitwise the same whoever shares the batch (tests,
+        evaluations that must repeat); slower. `on_flush` runs on the engine's thread.
+        """
+        self.limits = limits = limits or Limits()
+        self.context = limits.context or model.shape.seq_len
+        self.on_flush = on_flush
+        self.clock = clock
+        self.new_seed = new_seed
+        self.pool = KVPool(
+            model,
+            slots=KVPool.slots_for(limits.max_running, self.context, limits.max_tokens_in_kv),
+            capacity=self.context,
+        )
+        self.runner = Runner(model, self.pool, exact=exact)
+        self.outputs = OutputFactory(tokenizer, evaluate)
+        self.scheduler = Scheduler(
+            self.runner.step_batch,
+            self.pool,
+            accept=self._accept,
+            end=self._end,
+            max_running=limits.max_running,
+            max_step_tokens=limits.max_step_tokens,
+            prefill_chunk=limits.prefill_chunk,
+        )
+        self.failure: str | None = None
+        """The last step's exception, for the log and the health page; None when all went well."""
+        self._ids = count(1)
+        self._inbox: deque[Request] = deque()
+        self._wake = threading.Condition()
+        self._idle = threading.Event()
+        self._idle.set()
+        self._thread: threading.Thread | None = None
+        self._closing = False
+        self._admitting = True
+        self._dirty = False
+        self._intact = True
+        self._last_tick = clock()
+        self._counts = {"prompt": 0, "completion": 0, "tools": 0, "failures": 0}
+        self._finished: dict[str, int] = {"stop": 0, "length": 0, "cancelled": 0, "error": 0}
+
+    # -- for callers, any thread ------------------------------------------------------------------
+
+    @property
+    def ticks(self) -> int:
+        """Steps begun: the liveness signal, advances while work waits."""
+        return self.scheduler.ticks
+
+    @property
+    def busy(self) -> bool:
+        """True while any request waits or runs."""
+        return not self._idle.is_set()
+
+    def submit(self, prompt_ids: Sequence[int], params: SamplingParams, sink: Sink) -> Request:
+        """Queue one completion and return at once.
+
+        Raises:
+            RequestError: 400 `context_length_exceeded` for a prompt that leaves no room for one token;
+                429 when the queue is full; 503 while draining or after `close`.
+        """
+        if not self._admitting:
+            raise RequestError("the server is shutting down", status=503, type="server_error", retry_after_s=1.0)
+        if len(self._inbox) + len(self.scheduler.waiting) >= self.limits.max_waiting:
+            raise RequestError(
+                f"{self.limits.max_waiting} requests are waiting already",
+                status=429,
+                type="rate_limit_error",
+                code="rate_limit_exceeded",
+                retry_after_s=1.0,
+            )
+        return self._enqueue(prompt_ids, params, sink)
+
+    def cancel(self, request: Request) -> None:
+        """End a request; its sink gets a last delta with "cancelled" within one step. Harmless twice."""
+        request.cancelled = True
+        with self._wake:
+            self._wake.notify()
+
+    def stop_admitting(self) -> None:
+        """Refuse new requests from now on (503); running and waiting ones go on."""
+        self._admitting = False
+
+    def wait_idle(self, timeout_s: float) -> bool:
+        """Block until no request waits or runs; False when that takes longer."""
+        return self._idle.wait(timeout_s)
+
+    def stats(self) -> Stats:
+        """Return counters and state; cheap enough for every scrape."""
+        used, total = self.pool.used_tokens, self.pool.total_tokens
+        return Stats(
+            ticks=self.ticks,
+            last_tick_s=self._last_tick,
+            waiting=len(self._inbox) + len(self.scheduler.waiting),
+            running=len(self.scheduler.running),
+            kv_total_tokens=total,
+            kv_used_tokens=used,
+            kv_free_tokens=self.pool.free_tokens,
+            kv_intact=self._intact,
+            prompt_tokens=self._counts["prompt"],
+            completion_tokens=self._counts["completion"],
+            requests_finished=dict(self._finished),
+            tool_calls=self._counts["tools"],
+            failures=self._counts["failures"],
+        )
+
+    # -- driving it -------------------------------------------------------------------------------
+
+    def run_thread(self, *, threads: int | None = 1) -> None:
+        """Start the thread that steps while there is work.
+
+        `threads`: compute threads, None: cores - 1; with a second busy thread on the same cores
+        an OpenMP barrier waits for a scheduler slice, 6 ms become 380 (2 cores, 2026-09).
+        """
+        if self._thread is not None:
+            raise RuntimeError("the engine's thread runs already")
+        self._thread = threading.Thread(target=self._loop, args=(threads,), name="engine", daemon=True)
+        self._thread.start()
+
+    def step(self) -> bool:
+        """Do one step; False when idle. For the engine's own thread, or a caller that started none."""
+        while self._inbox:
+            self.scheduler.submit(self._inbox.popleft())
+        self._last_tick = self.clock()
+        worked = self.scheduler.step()
+        self._flush()
+        if not worked:
+            self._intact = self._intact and self.pool.intact(idle=True)
+            with self._wake:
+                if not self._inbox:
+                    self._idle.set()
+        return worked
+
+    def close(self, *, timeout_s: float = 10.0) -> None:
+        """Refuse new requests, cancel what is left, stop the thread. Harmless twice."""
+        self._admitting = False
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+            self._thread = None
+        else:
+            self._abort("cancelled")
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams]
+    ) -> list[Completion]:
+        """Complete all prompts and return them in order; batched, on this thread unless one runs already.
+
+        Raises:
+            RequestError: a prompt is too long.
+        """
+        each = [params] * len(prompts) if isinstance(params, SamplingParams) else params
+        done = [Completion() for _ in prompts]
+        for prompt in prompts:
+            self._check_length(prompt)
+        requests = [self._enqueue(p, q, c) for p, q, c in zip(prompts, each, done, strict=True)]
+        if self._thread is None:
+            while self.step():
+                pass
+        else:
+            self._idle.wait()
+        for request, completion in zip(requests, done, strict=True):
+            completion.prompt_tokens = request.prompt_tokens
+            completion.forced = [False] * completion.completion_tokens
+            for index in request.forced:
+                completion.forced[index - request.prompt_tokens] = True
+        return done
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _check_length(self, prompt_ids: Sequence[int]) -> None:
+        if not prompt_ids:
+            raise RequestError("the prompt is empty", param="messages", code="invalid_value")
+        if len(prompt_ids) >= self.context:
+            raise RequestError(
+                f"this model's context is {self.context} tokens and the prompt has {len(prompt_ids)}: "
+                "shorten the messages so that at least one token is left for the answer",
+                param="messages",
+                code="context_length_exceeded",
+            )
+
+    def _enqueue(self, prompt_ids: Sequence[int], params: SamplingParams, sink: Sink) -> Request:
+        self._check_length(prompt_ids)
+        room = self.context - len(prompt_ids)
+        request = Request(
+            id=next(self._ids),
+            prompt_tokens=len(prompt_ids),
+            params=params,
+            sink=sink,
+            tokens=list(prompt_ids),
+            limit=len(prompt_ids) + min(room, params.max_tokens or room),
+        )
+        request.state = self.outputs.start(params, seed=self.new_seed() if params.seed is None else params.seed)
+        with self._wake:
+            if self._closing:
+                raise RequestError("the engine is closed", status=503, type="server_error")
+            self._idle.clear()
+            self._inbox.append(request)
+            self._wake.notify()
+        self._counts["prompt"] += request.prompt_tokens
+        return request
+
+    def _accept(self, request: Request, sampled: Sampled) -> None:
+        output: Output = request.state
+        self._put(request, output.accept(request, sampled))
+
+    def _end(self, request: Request, reason: FinishReason) -> None:
+        output: Output = request.state
+        self._put(request, output.end(request, reason))
+
+    def _put(self, request: Request, delta: Delta) -> None:
+        self._dirty = True
+        self._counts["completion"] += len(delta.token_ids)
+        self._counts["tools"] += len(delta.tool_calls)
+        if delta.finish_reason is not None:
+            self._finished[delta.finish_reason] += 1
+        request.sink.put(delta)
+
+    def _flush(self) -> None:
+        if self._dirty and self.on_flush is not None:
+            self.on_flush()
+        self._dirty = False
+
+    def _abort(self, reason: FinishReason) -> None:
+        while self._inbox:
+            self.scheduler.submit(self._inbox.popleft())
+        self.scheduler.abort(reason)
+        self._flush()
+        self._idle.set()
+
+    def _loop(self, threads: int | None) -> None:
+        set_threads(threads)
+        while not self._closing:
+            try:
+                worked = self.step()
+            except Exception as error:  # a thread boundary: one bad step must not end the server
+                log.exception("event=step_failed running=%d", len(self.scheduler.running))
+                self.failure = f"{type(error).__name__}: {error}"
+                self._counts["failures"] += 1
+                self._abort("error")
+                continue
+            if not worked:
+                with self._wake:
+                    self._wake.wait_for(lambda: self._closing or self._inbox)
+        self._abort("cancelled")
