@@ -440,7 +440,7 @@ class Overrides(Protocol):
 
 
 def resolve(spec: Overrides, *, world_size: int = 1) -> Preset:
-    """Return the preset with depth, device batch and steps overridden; the total batch never changes with them.
+    """Return the preset with depth, device batch and steps overridden; the total batch stays.
 
     A depth of 8 or more takes batch and horizon from the scaling laws; below 8 those of the preset stay.
 
