@@ -6,17 +6,17 @@ generator takes the absolute value of an integer, so seeds 1 and -1 give one str
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
+
+from nanochat.data.split import bucket
 
 _NOT_WORD = re.compile(r"[^\w]+")
 
 
 def fraction(*parts: object) -> float:
     """Return a number in [0, 1) that depends on the text of `parts` alone."""
-    digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2.0**64
+    return bucket("\x1f".join(str(part) for part in parts))
 
 
 def stream(*parts: object) -> random.Random:
