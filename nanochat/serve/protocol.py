@@ -1,0 +1,112 @@
+"""The HTTP/1.1 protocol with bounds that an ASGI application cannot set: heads, time, connections.
+
+uvicorn's httptools protocol reads a request head of any length for any time; this one answers 431 and
+408, in OpenAI's error shape like everything else. Knows no route.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from nanochat.errors import RequestError
+from nanochat.serve.limits import Limits
+from nanochat.serve.refusals import error_body, refusal
+
+
+def limited(limits: Limits) -> type[HttpToolsProtocol]:
+    """Return the protocol class with these limits."""
+    return type("LimitedProtocol", (_LimitedProtocol,), {"limits": limits})
+
+
+class _LimitedProtocol(HttpToolsProtocol):
+    limits: Limits
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._in_head = False
+        self._head_bytes = 0
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._reason: RequestError | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.limits.max_connections:
+            transport.abort()
+            return
+        self._start_head_timer()
+        sock = transport.get_extra_info("socket")
+        if sock is not None and hasattr(socket, "TCP_USER_TIMEOUT") and sock.family != socket.AF_UNIX:
+            # The kernel drops a client that reads nothing while output waits; no timer per stream.
+            stall_ms = int(self.limits.stall_s * 1000)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, stall_ms)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_head_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._in_head:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._in_head and not self.transport.is_closing():
+            if self._head_bytes > self.limits.max_header_bytes:
+                self._refuse(self._too_large())
+            elif self._head_timer is None:
+                self._start_head_timer()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head = True
+        self._head_bytes = 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._head_bytes += len(name) + len(value)
+        if self._head_bytes > 2 * self.limits.max_header_bytes:  # counted here and as data
+            self._reason = self._too_large()
+            raise ValueError("request head too large")  # the parser stops and `send_400_response` answers
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._stop_head_timer()
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(self._reason or refusal(400, "the HTTP request is malformed", code="malformed_http"))
+
+    def _too_large(self) -> RequestError:
+        return refusal(431, f"the request head is larger than {self.limits.max_header_bytes:,} bytes")
+
+    def _refuse(self, error: RequestError) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            body = error_body(error)
+            head = (
+                b"content-type: application/json\r\ncontent-length: %d\r\n"
+                b"x-request-id: req_%b\r\nconnection: close\r\n\r\n"
+            ) % (len(body), secrets.token_hex(12).encode())
+            self.transport.write(STATUS_LINE[error.status] + head + body)
+        self.transport.close()
+
+    def _start_head_timer(self) -> None:
+        self._head_timer = self.loop.call_later(self.limits.header_timeout_s, self._head_late)
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_late(self) -> None:
+        self._head_timer = None
+        if self.transport.is_closing():
+            return
+        if not self._in_head:  # connected and never spoke
+            self.transport.close()
+            return
+        self._refuse(
+            refusal(408, f"the request head was not complete after {self.limits.header_timeout_s:g} s")
+        )
