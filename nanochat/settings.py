@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nanochat.errors import ConfigError
@@ -92,6 +92,57 @@ def topology(env: Mapping[str, str] | None = None) -> Topology:
         local_rank=_integer(env, "LOCAL_RANK", 0),
         world_size=_integer(env, "WORLD_SIZE", 1),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Elastic:
+    """Ranks and nodes of a stage, and where the nodes meet; the defaults are one rank on one machine."""
+
+    nodes: int = 1
+    node_rank: int = 0
+    local_ranks: int | None = 1
+    """None: one a GPU."""
+    backend: str = "c10d"
+    endpoint: str = "127.0.0.1:0"
+    run_id: str = ""
+
+
+def elastic(nproc: int, env: Mapping[str, str] | None = None) -> Elastic:
+    """Return what the PET_* variables of a PyTorchJob or TrainJob ask for; `nproc` ranks here without them.
+
+    RANK and WORLD_SIZE, which the same operators set, count nodes and are not read.
+
+    Raises:
+        ConfigError: a variable is not a number.
+    """
+    env = os.environ if env is None else env
+    local: int | None = nproc
+    if env.get("PET_NPROC_PER_NODE") in ("auto", "gpu", "cpu"):
+        local = None
+    elif env.get("PET_NPROC_PER_NODE"):
+        local = _integer(env, "PET_NPROC_PER_NODE", nproc)
+    nodes = env.get("PET_NNODES", "").split(":")[-1]
+    found = Elastic(
+        nodes=_integer({"PET_NNODES": nodes}, "PET_NNODES", 1),
+        node_rank=_integer(env, "PET_NODE_RANK", 0),
+        local_ranks=local,
+        run_id=env.get("PET_RDZV_ID", ""),
+    )
+    if env.get("PET_RDZV_ENDPOINT"):
+        return replace(found, backend=env.get("PET_RDZV_BACKEND", "c10d"), endpoint=env["PET_RDZV_ENDPOINT"])
+    if found.nodes > 1:
+        address = env.get("PET_MASTER_ADDR") or env.get("MASTER_ADDR") or "127.0.0.1"
+        port = env.get("PET_MASTER_PORT") or env.get("MASTER_PORT") or "29400"
+        return replace(
+            found, backend="static", endpoint=f"{address}:{port}", run_id=found.run_id or "nanochat"
+        )
+    return found
+
+
+def under_torchrun(env: Mapping[str, str] | None = None) -> bool:
+    """Return whether torchrun started this process as one of its ranks."""
+    env = os.environ if env is None else env
+    return bool(env.get("TORCHELASTIC_RUN_ID"))
 
 
 def termination_log(env: Mapping[str, str] | None = None) -> Path | None:

@@ -11,7 +11,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nanochat.errors import ConfigError, did_you_mean
+from nanochat.files import hash_json
 from nanochat.run.stage import Stage
+from nanochat.run.stage import stage as find_stage
 
 Positive = Annotated[int, Field(ge=1)]
 SOURCES = ("packages/cpu", "packages/core", "generated", "climbmix", "fineweb-edu")
@@ -71,6 +73,11 @@ class StageConfig(Frozen):
 
     stage: str
     spec: RunConfig
+
+    @property
+    def hash(self) -> str:
+        """Identity of the settings that the stage's result depends on."""
+        return hash_json(self.spec.relevant(find_stage(self.stage)))
 
 
 def parse(model: type[BaseModel], values: dict[str, Any], *, what: str) -> Any:

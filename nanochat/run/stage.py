@@ -20,7 +20,7 @@ class Stage:
     module: str
     """Imported by the worker, which calls its `run(context)`."""
     reads: tuple[str, ...] = ()
-    """Earlier stages whose records are inputs; of alternatives `a|b` the first that exists counts."""
+    """Earlier stages whose records are inputs; of `a|b` the first that exists counts, `a?` may be missing."""
     writes: tuple[str, ...]
     """Kinds of artefact left behind: dataset, tokenizer, tokens, model, scores, report."""
     ranks: bool = False
@@ -108,7 +108,18 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="report",
         module="nanochat.report.stage",
-        reads=("data", "tok_train", "base_train"),
+        reads=(
+            "data",
+            "tok_train",
+            "tok_eval?",
+            "tokenize",
+            "base_train",
+            "base_eval?",
+            "mid_train?",
+            "mid_eval?",
+            "chat_sft?",
+            "chat_eval?",
+        ),
         writes=("report",),
     ),
 )

@@ -1,0 +1,118 @@
+"""From a `config.json` to a folder and a verdict: run the stage, skip it, or refuse.
+
+Shared by launcher, worker and command line. Knows nothing of processes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from nanochat.errors import ConfigError, DataError, RunLockedError
+from nanochat.files import read_json
+from nanochat.run.config import StageConfig, parse
+from nanochat.run.events import read_events
+from nanochat.run.record import Record, difference, missing_output, setting_difference
+from nanochat.run.stage import Stage
+from nanochat.settings import Home, home
+
+_DERIVED = {"scores", "report"}
+"""Kinds of result that are cheap to make again from their inputs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What to do about a stage, and why."""
+
+    action: Literal["run", "skip"]
+    notice: str | None = None
+
+
+def load_config(path: Path) -> StageConfig:
+    """Return the parsed `config.json`.
+
+    Raises:
+        ConfigError: it is missing, does not parse, or a field is wrong.
+    """
+    try:
+        values = read_json(path)
+    except DataError as error:
+        raise ConfigError(error.message, hint="`nanochat run STAGE --run NAME` writes it") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"`{path}` is not a JSON object")
+    config: StageConfig = parse(StageConfig, values, what=f"`{path}`")
+    return config
+
+
+def stage_folder(path: Path, config: StageConfig) -> tuple[Home, Path]:
+    """Return the home and the stage's folder: those that the file lies in, else NANOCHAT_HOME's."""
+    path = path.absolute()
+    if path.parts[-4:] == ("runs", config.spec.run, config.stage, "config.json"):
+        where = Home(path.parents[3])
+    else:
+        where = home()
+    return where, where.stage(config.spec.run, config.stage)
+
+
+def judge(stage: Stage, config: StageConfig, folder: Path, where: Home, inputs: dict[str, Record]) -> Verdict:
+    """Compare the record and the checkpoints of a stage with what is asked now.
+
+    Raises:
+        RunLockedError: they were made with another configuration or other inputs; names the field.
+    """
+    record = Record.load(folder)
+    if record is None:
+        check_started(stage, config, folder)
+        return Verdict("run")
+    changed = difference(record, config)
+    if changed is not None:
+        raise RunLockedError(
+            f"{_name(config)} is finished with another configuration: {changed}",
+            hint=f"choose another run with `--run NAME`, or delete `{folder}` to make it again",
+        )
+    lost = missing_output(record, where)
+    if lost is not None:
+        return Verdict("run", f"an output of stage `{stage.name}` is damaged: {lost}; making it again")
+    stale = _stale_input(record, inputs)
+    if stale is None:
+        return Verdict("skip")
+    if set(stage.writes) <= _DERIVED:
+        return Verdict("run", f"`{stale}` changed since stage `{stage.name}` ran; making it again")
+    raise RunLockedError(
+        f"{_name(config)} is finished, but its input `{stale}` changed since",
+        hint=f"choose another run with `--run NAME`, or delete `{folder}` to make it again",
+    )
+
+
+def _name(config: StageConfig) -> str:
+    return f"stage `{config.stage}` of run `{config.spec.run}`"
+
+
+def _stale_input(record: Record, inputs: dict[str, Record]) -> str | None:
+    now = {name: found.hash for name, found in inputs.items()}
+    for name in sorted({*record.inputs, *now}):
+        if record.inputs.get(name) != now.get(name):
+            return name
+    return None
+
+
+def check_started(stage: Stage, config: StageConfig, folder: Path) -> None:
+    """Refuse to continue checkpoints that an earlier attempt made with other settings.
+
+    Raises:
+        RunLockedError: names the setting.
+    """
+    if not any((folder / "checkpoints").glob("step-*")):
+        return
+    settings: dict[str, Any] | None = None
+    for event in read_events(folder / "events.jsonl", "run"):
+        settings = event.get("settings")
+    if settings is None:
+        return
+    changed = setting_difference(settings, config.spec.relevant(stage))
+    if changed is not None:
+        raise RunLockedError(
+            f"{_name(config)} has checkpoints of another configuration: {changed}",
+            hint=f"choose another run with `--run NAME`, or delete `{folder}` to start it again",
+        )

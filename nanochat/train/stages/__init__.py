@@ -1,0 +1,1 @@
+"""Stage modules: each has `run(context) -> StageResult`."""
