@@ -1,0 +1,1 @@
+"""Text, chat and evaluation sets: fetched, cleaned, split, verified; knows nothing of models."""
