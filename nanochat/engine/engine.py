@@ -25,12 +25,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 
+import torch
+
 from nanochat.engine.kv import KVPool
 from nanochat.engine.output import EngineTokenizer, Output, OutputFactory
 from nanochat.engine.request import Completion, Delta, FinishReason, Request, Sampled, SamplingParams, Sink
 from nanochat.engine.runner import CachedModel, Runner, set_threads
+from nanochat.engine.sampler import uniform_stream
 from nanochat.engine.scheduler import Scheduler
-from nanochat.errors import RequestError
+from nanochat.errors import ConfigError, RequestError
 from nanochat.tools import calculator
 
 log = logging.getLogger(__name__)
@@ -52,6 +55,30 @@ class Limits:
     """Prompt tokens of one request computed in one step at most."""
     max_step_tokens: int = 256
     """Tokens computed in one step at most, decoding rows first."""
+
+
+def make_pool(model: CachedModel, limits: Limits, context: int) -> KVPool:
+    """Return a pool for `limits`, on the model's device.
+
+    Raises:
+        ConfigError: the context is longer than the model's, or `max_tokens_in_kv` holds not even one.
+    """
+    if context > model.shape.seq_len:
+        raise ConfigError(
+            f"context is {context} tokens, but the model was made for {model.shape.seq_len}",
+            hint="leave it out to use the model's",
+        )
+    slots = limits.max_running
+    if limits.max_tokens_in_kv is not None:
+        slots = min(slots, limits.max_tokens_in_kv // context)
+        if slots < 1:
+            raise ConfigError(
+                f"max_tokens_in_kv is {limits.max_tokens_in_kv}: not one context of {context} tokens",
+                hint=f"use at least {context}",
+            )
+    device = next(model.parameters()).device
+    dtype = torch.float32 if device.type == "cpu" else model.dtype  # see kv._decode for the figures
+    return KVPool(model.shape, slots=slots, capacity=context, dtype=dtype, device=device)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,11 +130,7 @@ class Engine:
         self.on_flush = on_flush
         self.clock = clock
         self.new_seed = new_seed
-        self.pool = KVPool(
-            model,
-            slots=KVPool.slots_for(limits.max_running, self.context, limits.max_tokens_in_kv),
-            capacity=self.context,
-        )
+        self.pool = make_pool(model, limits, self.context)
         self.runner = Runner(model, self.pool, exact=exact)
         self.outputs = OutputFactory(tokenizer, evaluate)
         self.scheduler = Scheduler(
@@ -155,12 +178,12 @@ class Engine:
                 429 when the queue is full; 503 while draining or after `close`.
         """
         if not self._admitting:
-            raise RequestError("the server is shutting down", status=503, type="server_error", retry_after_s=1.0)
+            raise _closing()
         if len(self._inbox) + len(self.scheduler.waiting) >= self.limits.max_waiting:
             raise RequestError(
                 f"{self.limits.max_waiting} requests are waiting already",
                 status=429,
-                type="rate_limit_error",
+                kind="rate_limit_error",
                 code="rate_limit_exceeded",
                 retry_after_s=1.0,
             )
@@ -247,21 +270,20 @@ class Engine:
             RequestError: a prompt is too long.
         """
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else params
-        done = [Completion() for _ in prompts]
         for prompt in prompts:
             self._check_length(prompt)
-        requests = [self._enqueue(p, q, c) for p, q, c in zip(prompts, each, done, strict=True)]
+        sinks = [_Collector() for _ in prompts]
+        requests = [self._enqueue(p, q, c) for p, q, c in zip(prompts, each, sinks, strict=True)]
         if self._thread is None:
             while self.step():
                 pass
-        else:
-            self._idle.wait()
-        for request, completion in zip(requests, done, strict=True):
-            completion.prompt_tokens = request.prompt_tokens
-            completion.forced = [False] * completion.completion_tokens
-            for index in request.forced:
-                completion.forced[index - request.prompt_tokens] = True
-        return done
+        for request, sink in zip(requests, sinks, strict=True):
+            sink.ended.wait()
+            done = sink.completion
+            done.prompt_tokens = request.prompt_tokens
+            forced = frozenset(request.forced)
+            done.forced = [request.prompt_tokens + i in forced for i in range(done.completion_tokens)]
+        return [sink.completion for sink in sinks]
 
     # -- inside -----------------------------------------------------------------------------------
 
@@ -279,6 +301,7 @@ class Engine:
     def _enqueue(self, prompt_ids: Sequence[int], params: SamplingParams, sink: Sink) -> Request:
         self._check_length(prompt_ids)
         room = self.context - len(prompt_ids)
+        seed = self.new_seed() if params.seed is None else params.seed
         request = Request(
             id=next(self._ids),
             prompt_tokens=len(prompt_ids),
@@ -286,15 +309,16 @@ class Engine:
             sink=sink,
             tokens=list(prompt_ids),
             limit=len(prompt_ids) + min(room, params.max_tokens or room),
+            uniform=uniform_stream(seed),
+            state=self.outputs.start(params),
         )
-        request.state = self.outputs.start(params, seed=self.new_seed() if params.seed is None else params.seed)
         with self._wake:
             if self._closing:
-                raise RequestError("the engine is closed", status=503, type="server_error")
+                raise _closing()
             self._idle.clear()
             self._inbox.append(request)
+            self._counts["prompt"] += request.prompt_tokens
             self._wake.notify()
-        self._counts["prompt"] += request.prompt_tokens
         return request
 
     def _accept(self, request: Request, sampled: Sampled) -> None:
@@ -340,3 +364,20 @@ class Engine:
                 with self._wake:
                     self._wake.wait_for(lambda: self._closing or self._inbox)
         self._abort("cancelled")
+
+
+def _closing() -> RequestError:
+    return RequestError("the server is shutting down", status=503, kind="server_error", retry_after_s=1.0)
+
+
+class _Collector:
+    """A sink that gathers a completion and says when it is whole."""
+
+    def __init__(self) -> None:
+        self.completion = Completion()
+        self.ended = threading.Event()
+
+    def put(self, delta: Delta) -> None:
+        self.completion.put(delta)
+        if delta.finish_reason is not None:
+            self.ended.set()

@@ -6,7 +6,7 @@ Pure data. Knows nothing of torch, of HTTP or of how tokens are computed.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -39,7 +39,7 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     """Text that ends the completion and is not part of it."""
     logprobs: int | None = None
-    """None: none; n: the drawn token's log probability and the n likeliest alternatives, before temperature."""
+    """n: the drawn token's log probability and those of the n likeliest, before temperature."""
     ignore_eos: bool = False
     """Go on after the end-of-turn tokens (load tests)."""
     tools: bool = True
@@ -122,7 +122,7 @@ class Sink(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One completion on its way. Owned by the engine's thread; others may read the first four and `cancelled`."""
+    """One completion on its way. The engine's thread owns it; others may read the first four fields."""
 
     id: int
     prompt_tokens: int
@@ -132,6 +132,8 @@ class Request:
     """The prompt, then everything drawn or forced."""
     limit: int
     """Length of `tokens` at which the request ends with "length"."""
+    uniform: Callable[[], float]
+    """The request's own stream of numbers in [0, 1): one is taken for each token drawn at random."""
     computed: int = 0
     """Tokens whose keys and values are stored."""
     slot: int = -1
