@@ -27,14 +27,24 @@ _LABELS = {
     "arithmetic": "Arithmetic with the calculator",
     "identity": "Knows who it is",
     "chatcore": "ChatCORE",
+    "val_bpb": "validation bits per byte",
+    "val_loss": "validation loss",
+}
+_SOURCES = {
+    "wiki": "encyclopedia",
+    "chitchat": "chit-chat",
+    "bible_basic": "Basic-English Bible",
+    "bible_web": "World English Bible",
+    "plays": "Shakespeare",
 }
 _WHOLE = {"arc_easy": 2376, "arc_challenge": 1172, "mmlu": 14042, "gsm8k": 1319, "humaneval": 164}
 
 
 def label(name: str) -> str:
-    """Return what a figure is called, e.g. `bits per byte, wiki`."""
+    """Return what a figure is called, e.g. `bits per byte, encyclopedia`."""
     if name.startswith("bpb/"):
-        return f"bits per byte, {name.removeprefix('bpb/')}"
+        source = name.removeprefix("bpb/")
+        return f"bits per byte, {_SOURCES.get(source, source)}"
     if name.startswith("centred_mean("):
         tasks = name[len("centred_mean(") : -1].split(",")
         return "Centred mean of " + ", ".join(_LABELS.get(task, task) for task in tasks)

@@ -76,17 +76,18 @@ def _definitions(pairs: Sequence[tuple[str, str]]) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[str]) -> str:
-    cells = "".join(f"<th>{escape(name)}</th>" for name in head)
+    quiet = {"n", "chance"}
+    cells = "".join(f'<th class="{"quiet" if name in quiet else ""}">{escape(name)}</th>' for name in head)
     body = f"<thead><tr>{cells}</tr></thead><tbody>{''.join(rows)}</tbody>"
     return f'<div class="scroll"><table>{body}</table></div>'
 
 
 def _best(figures: dict[str, Score | None]) -> float | None:
-    """Return the best of at least two figures: the lowest bits, the highest accuracy."""
+    """Return the best of at least two different figures: the lowest bits, the highest accuracy."""
     known = [score for score in figures.values() if score is not None]
-    if len(known) < 2:
-        return None
     values = [score.value for score in known]
+    if len(set(values)) < 2:
+        return None
     return min(values) if known[0].name.startswith("bpb/") else max(values)
 
 
@@ -131,7 +132,8 @@ def _accuracies(run: Run) -> str:
     keys = "".join(f'<i class="key {_STAGE_CLASS[column]}"></i>{column}' for column in used)
     chart = interval_chart(rows, caption="Accuracy of each task with its 95% interval")
     caption = f"<figcaption>{keys} &nbsp; bar: 95% interval, dashed: chance level</figcaption>"
-    return f'<h2>Accuracies with their uncertainty</h2><figure class="wide">{caption}{chart}</figure>'
+    figure = f'<figure class="wide">{caption}<div class="scroll">{chart}</div></figure>'
+    return f"<h2>Accuracies with their uncertainty</h2>{figure}"
 
 
 def _curves(run: Run) -> str:
@@ -140,16 +142,17 @@ def _curves(run: Run) -> str:
 
 
 def _chart(curve: Curve) -> str:
-    title = f"{_STAGE_NAMES.get(curve.stage, curve.stage)}: {curve.name.replace('_', ' ')}"
+    name = facts.label(curve.name)
+    title = f"{_STAGE_NAMES.get(curve.stage, curve.stage)}: {name}"
     last = curve.points[-1]
     if curve.name == "train loss":
         window = max(1, len(curve.points) // 50)
-        lines = [Line("one step", curve.points, "one-pale")] if window > 1 else []
+        lines = [Line("one step", curve.points, "one-pale", dots="none")] if window > 1 else []
         lines.append(Line(f"mean of {window} steps", smooth(curve.points, window), "one"))
         keys = "".join(f'<i class="key {line.css}"></i>{line.label}' for line in lines) if window > 1 else ""
         last = (last[0], lines[-1].points[-1][1])
     else:
-        lines, keys = [Line(curve.name, curve.points, "two", dots=len(curve.points) <= 60)], ""
+        lines, keys = [Line(name, curve.points, "two", dots="all" if len(curve.points) <= 60 else "last")], ""
     unit = curve.unit or curve.name
     caption = f"{title}, ends at {last[1]:.4f} {unit} after {last[0]:,.0f} steps"
     chart = line_chart(lines, x_title="optimizer steps", y_title=unit, caption=caption)

@@ -11,8 +11,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-WIDTH, HEIGHT = 640, 300
-LEFT, RIGHT, TOP, BOTTOM = 58, 18, 18, 46
+WIDTH, HEIGHT = 460, 250
+LEFT, RIGHT, TOP, BOTTOM = 54, 14, 12, 44
 MAX_POINTS = 400
 
 
@@ -23,8 +23,8 @@ class Line:
     label: str
     points: Sequence[tuple[float, float]]
     css: str
-    dots: bool = False
-    """Mark every point: for lines with few of them."""
+    dots: str = "last"
+    """Which points are marked: `all`, the `last` or `none`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +95,12 @@ class _Axes:
     def __init__(self, lines: Sequence[Line]) -> None:
         xs = [x for line in lines for x, _ in line.points]
         ys = [y for line in lines for _, y in line.points]
-        self.x_ticks = ticks(min(*xs, 0.0), max(xs))
+        self.x_range = min(*xs, 0.0), max(*xs, 1.0)
+        self.x_ticks = [tick for tick in ticks(*self.x_range) if tick <= self.x_range[1]]
         self.y_ticks = ticks(min(ys), max(ys))
 
     def x(self, value: float) -> float:
-        low, high = self.x_ticks[0], self.x_ticks[-1]
+        low, high = self.x_range
         return round(LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT), 1)
 
     def y(self, value: float) -> float:
@@ -138,7 +139,7 @@ def line_chart(lines: Sequence[Line], *, x_title: str, y_title: str, caption: st
         path = " ".join(f"{axes.x(x)},{axes.y(y)}" for x, y in line.points)
         parts.append(f'<polyline class="line {line.css}" points="{path}"/>')
     for line in lines:
-        marked = line.points if line.dots else line.points[-1:]
+        marked = {"all": line.points, "last": line.points[-1:], "none": ()}[line.dots]
         for x, y in marked:
             parts.append(
                 f'<circle class="dot {line.css}" cx="{axes.x(x)}" cy="{axes.y(y)}" r="3">'
@@ -147,29 +148,31 @@ def line_chart(lines: Sequence[Line], *, x_title: str, y_title: str, caption: st
     return "".join([*parts, "</svg>"])
 
 
-ROW, NAMES, VALUES = 30, 208, 62
+SPAN, ROW, GAP, NAMES, VALUES = 720, 22, 12, 262, 58
 
 
 def interval_chart(rows: Sequence[Interval], *, caption: str) -> str:
     """Return accuracies from 0 to 100% as dots with their 95% interval and a tick at chance level."""
     if not rows:
         return ""
-    height = TOP + ROW * len(rows) + BOTTOM
-    base = height - BOTTOM
-    right = WIDTH - VALUES
+    groups = len({row.label for row in rows})
+    base = TOP + ROW * len(rows) + GAP * groups
+    height, right = base + BOTTOM, SPAN - VALUES
 
     def x(value: float) -> float:
         return round(NAMES + value * (right - NAMES), 1)
 
-    parts = [f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{_escape(caption)}">']
+    parts = [f'<svg viewBox="0 0 {SPAN} {height}" role="img" aria-label="{_escape(caption)}">']
     for percent in range(0, 101, 20):
         at = x(percent / 100)
         parts.append(_segment("grid", at, at, TOP - 6, base))
         parts.append(_text("tick", at, base + 18, "middle", f"{percent}%"))
     parts.append(_text("title", (NAMES + right) / 2, height - 6, "middle", "right answers"))
-    for index, row in enumerate(rows):
-        y = TOP + ROW * index + ROW // 2 - 4
-        if not index or rows[index - 1].label != row.label:
+    y, label = TOP - ROW // 2, None
+    for row in rows:
+        y += ROW
+        if row.label != label:
+            label, y = row.label, y + (GAP if label else 0)
             parts.append(_text("name", 0, y + 4, "start", row.label))
         parts.append(_text("tick", NAMES - 12, y + 4, "end", row.note))
         if row.chance > 0:
@@ -178,5 +181,5 @@ def interval_chart(rows: Sequence[Interval], *, caption: str) -> str:
         title = f"{row.label} {row.note}: {row.value:.1%}, 95% interval {row.low:.1%} to {row.high:.1%}"
         dot = f'<circle class="dot {row.css}" cx="{x(row.value)}" cy="{y}" r="4.5">'
         parts.append(f"{dot}<title>{_escape(title)}</title></circle>")
-        parts.append(_text("value", WIDTH, y + 4, "end", f"{row.value:.1%}"))
+        parts.append(_text("value", SPAN, y + 4, "end", f"{row.value:.1%}"))
     return "".join([*parts, "</svg>"])

@@ -113,7 +113,7 @@ def test_the_summary_has_one_column_a_stage_and_a_dash_for_what_is_missing(run_d
     lines = summary_table(run_dir).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:-2]]
     assert cells[0] == ["Metric", "n", "chance", "BASE", "MID", "SFT", "RL"]
-    assert cells[2] == ["bits per byte, wiki", "", "", "1.8123", "-", "-", "-"]
+    assert cells[2] == ["bits per byte, encyclopedia", "", "", "1.8123", "-", "-", "-"]
     assert cells[3] == ["ARC-Easy", "100 of 2,376", "25.0%", "-", "26.0%", "28.0%", "-"]
     assert cells[4] == ["Arithmetic with the calculator", "100", "0.0%", "-", "61.0%", "74.0%", "-"]
     assert lines[-1] == "Total wall time: 9 min 10 s"
