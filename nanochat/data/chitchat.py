@@ -54,7 +54,11 @@ def clean_message(text: str) -> str:
     text = " ".join((text if text.isascii() else plain(text)).split())
     if len(text) <= 1:
         return text if text in "?!" or text.isdigit() else ""
-    text = _LONG_RUN.sub(r"\1\1\1", _LAUGH.sub(lambda match: match[0][:6], _STRAY.sub("", text)))
+    if text[-1] in "\\]@`|":
+        text = _STRAY.sub("", text)
+    if "aha" in (lowered := text.lower()) or "ehe" in lowered:
+        text = _LAUGH.sub(lambda match: match[0][:6], text)
+    text = _LONG_RUN.sub(r"\1\1\1", text)
     return text if _SAYS.search(text) else ""
 
 
@@ -93,8 +97,9 @@ def join_messages(messages: tuple[str, ...]) -> str:
     """Return a turn as one line: where a message ends without a stop, the next one decides which it gets."""
     line = messages[0]
     for text in messages[1:]:
-        stop = "" if not line[-1].isalnum() else "." if text[0].isupper() else ","
-        line += f"{stop} {text}"
+        if line[-1].isalnum() and text[0].isalnum():
+            line += "." if text[0].isupper() else ","
+        line += text if text.strip("?!") == "" else f" {text}"
     return line
 
 

@@ -8,7 +8,7 @@ Knows nothing of files.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -17,8 +17,10 @@ import numpy.typing as npt
 RUN_WORDS = 13
 SHORTEST_WORDS = 8
 _WORD = re.compile(r"[^\W_]+")
+_PLAIN_WORD = re.compile(r"(?<![\w'’-])[a-z]{3,12}(?![\w'’-])")
 _TABLE_BITS = 22
-_PRIME = np.uint64(0x9E3779B97F4A7C15)
+_STEP = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplying by it loses nothing
+_Hashes = npt.NDArray[np.uint64]
 
 
 def normalise(text: str) -> list[str]:
@@ -26,79 +28,85 @@ def normalise(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
+def _run_hashes(ids: _Hashes, starts: npt.NDArray[np.intp], length: int) -> _Hashes:
+    """Return the 64-bit hash of the `length` word ids from each start on."""
+    hashed = np.zeros(len(starts), dtype=np.uint64)
+    for offset in range(length):
+        hashed = (hashed + ids[starts + offset]) * _STEP
+        hashed ^= hashed >> np.uint64(29)
+    return hashed
+
+
 class Overlap:
-    """The runs of words of a set of held-out questions; tells which texts contain one."""
+    """The runs of words of a set of held-out questions; tells which texts contain one.
+
+    Runs are compared by a 64-bit hash; a false hit (about 1 in 10^7 for a corpus) drops one document.
+    """
 
     def __init__(self, questions: Iterable[str]) -> None:
-        self.ids: dict[str, int] = {}
-        self.runs: dict[int, set[tuple[str, ...]]] = defaultdict(set)
+        self._ids: dict[str, int] = {}
+        by_length: dict[int, list[list[int]]] = defaultdict(list)
         for question in questions:
             words = normalise(question)
-            length = min(len(words), RUN_WORDS)
-            if length < SHORTEST_WORDS:
-                continue
-            for start in range(len(words) - length + 1):
-                self.runs[length].add(tuple(words[start : start + length]))
-        for runs in self.runs.values():
-            for run in runs:
-                for word in run:
-                    self.ids.setdefault(word, len(self.ids) + 1)
-        self._tables = {length: self._table(length, runs) for length, runs in self.runs.items()}
+            if len(words) >= SHORTEST_WORDS:
+                ids = [self._ids.setdefault(word, len(self._ids) + 1) for word in words]
+                by_length[min(len(words), RUN_WORDS)].append(ids)
+        self._hashes = {length: self._hash_runs(length, rows) for length, rows in by_length.items()}
+        self._tables = {length: self._table(hashes) for length, hashes in self._hashes.items()}
 
-    def _table(self, length: int, runs: set[tuple[str, ...]]) -> npt.NDArray[np.bool_]:
-        ids = np.array([[self.ids[word] for word in run] for run in runs], dtype=np.uint64)
+    @staticmethod
+    def _hash_runs(length: int, rows: list[list[int]]) -> _Hashes:
+        ids = np.array([word for row in rows for word in row], dtype=np.uint64)
+        sizes = np.array([len(row) for row in rows])
+        last = np.repeat(np.cumsum(sizes) - length, sizes)  # last start inside the row of each word
+        starts = np.flatnonzero(np.arange(len(ids)) <= last)
+        return np.unique(_run_hashes(ids, starts, length))
+
+    @staticmethod
+    def _table(hashes: _Hashes) -> npt.NDArray[np.bool_]:
         table = np.zeros(1 << _TABLE_BITS, dtype=np.bool_)
-        hashed = np.zeros(len(ids), dtype=np.uint64)
-        for column in range(length):
-            hashed = hashed * _PRIME + ids[:, column]
-        table[hashed >> np.uint64(64 - _TABLE_BITS)] = True
+        table[hashes >> np.uint64(64 - _TABLE_BITS)] = True
         return table
 
     def find(self, text: str) -> str | None:
         """Return the first run of a held-out question that `text` contains; None where it contains none."""
-        hits = self.find_all([text])
-        return hits.get(0)
+        return self.find_all([text]).get(0)
 
     def find_all(self, texts: Sequence[str]) -> dict[int, str]:
         """Return, by index, a held-out run for each text that contains one."""
-        if not self.runs:
-            return {}
-        words: list[list[str]] = [normalise(text) for text in texts]
-        get = self.ids.get
+        words = [normalise(text) for text in texts]
+        get = self._ids.get
         ids = np.fromiter((get(word, 0) for some in words for word in (*some, "")), dtype=np.uint64)
         ends = np.cumsum([len(some) + 1 for some in words])
+        known = np.concatenate([[0], np.cumsum(ids != 0)])
         hits: dict[int, str] = {}
-        for length, table in self._tables.items():
-            for position in self._candidates(ids, length, table):
+        for length, hashes in self._hashes.items():
+            starts = np.flatnonzero(known[length:] - known[:-length] == length)
+            for position in self._matches(ids, starts, length, hashes):
                 index = int(np.searchsorted(ends, position, side="right"))
                 start = int(position) - (int(ends[index - 1]) if index else 0)
-                run = tuple(words[index][start : start + length])
-                if run in self.runs[length]:
-                    hits.setdefault(index, " ".join(run))
+                hits.setdefault(index, " ".join(words[index][start : start + length]))
         return hits
 
-    @staticmethod
-    def _candidates(
-        ids: npt.NDArray[np.uint64], length: int, table: npt.NDArray[np.bool_]
+    def _matches(
+        self, ids: _Hashes, starts: npt.NDArray[np.intp], length: int, hashes: _Hashes
     ) -> npt.NDArray[np.intp]:
-        """Return positions where a run may begin: all of its words are known and its hash is in the table."""
-        count = len(ids) - length + 1
-        if count <= 0:
-            return np.empty(0, dtype=np.intp)
-        known = np.concatenate([[0], np.cumsum(ids != 0)])
-        starts = np.flatnonzero(known[length:] - known[:-length] == length)
-        hashed = np.zeros(len(starts), dtype=np.uint64)
-        for offset in range(length):
-            hashed = hashed * _PRIME + ids[starts + offset]
-        found: npt.NDArray[np.intp] = starts[table[hashed >> np.uint64(64 - _TABLE_BITS)]]
+        """Return the starts whose run is a held-out one; the table sorts out nearly all others at once."""
+        hashed = _run_hashes(ids, starts, length)
+        likely = self._tables[length][hashed >> np.uint64(64 - _TABLE_BITS)]
+        starts, hashed = starts[likely], hashed[likely]
+        place = np.minimum(np.searchsorted(hashes, hashed), len(hashes) - 1)
+        found: npt.NDArray[np.intp] = starts[hashes[place] == hashed]
         return found
 
 
-def frequent_words(texts: Iterable[str], *, minimum: int = 3) -> list[str]:
-    """Return the sorted words of 3 to 12 letters a-z that stand in lower case at least `minimum` times."""
-    counts: dict[str, int] = defaultdict(int)
-    pattern = re.compile(r"(?<![\w'’-])[a-z]{3,12}(?![\w'’-])")
-    for text in texts:
-        for word in pattern.findall(text):
-            counts[word] += 1
-    return sorted(word for word, count in counts.items() if count >= minimum)
+def frequent_words(
+    texts: Iterable[str], *, minimum: int = 3, known_from: Iterable[str] | None = None
+) -> list[str]:
+    """Return the sorted words of 3 to 12 letters a-z that stand in lower case at least `minimum` times.
+
+    `known_from`: only words that also stand in these texts (edited ones, so that misspellings drop out).
+    """
+    counts = Counter(word for text in texts for word in _PLAIN_WORD.findall(text))
+    allowed = counts.keys() if known_from is None else {w for t in known_from for w in _PLAIN_WORD.findall(t)}
+    return sorted(word for word, count in counts.items() if count >= minimum and word in allowed)

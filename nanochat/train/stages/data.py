@@ -15,9 +15,11 @@ def run(context: StageContext) -> StageResult:
     """
     spec = context.spec
 
+    emit = context.reporter()
+
     def report(what: str, done: int, total: int) -> None:
-        context.raise_if_stopped()
-        context.emit("step", step=done, steps=total, unit=what)
+        context.raise_if_stopped("what was downloaded stays in the cache")
+        emit(what, done, total)
 
     folder = prepare(
         context.home, source=spec.source, identity=spec.identity, preset=spec.preset, report=report
