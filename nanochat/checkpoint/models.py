@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from nanochat.checkpoint.commit import MODEL
 from nanochat.checkpoint.folder import (
     Entry,
     encode_json,
+    hashing_file,
     publish,
     read_manifest,
     remove,
@@ -202,6 +204,31 @@ def link_or_copy(source: Path, target: Path, *, entry: Entry | None = None) -> E
             return write_file(target, source.read_bytes())
         fsync_dir(target.parent)
     return entry or {"bytes": target.stat().st_size, "sha256": sha256_file(target)}
+
+
+def copy_model(model: ModelFolder, target: Path) -> None:
+    """Copy a verified model to a new or empty folder, with the commit protocol.
+
+    Raises:
+        DataError: the model is damaged.
+        StorageError: the volume is full or failing.
+    """
+    manifest = verify(model.path)
+    incoming = target.with_name(f".incoming-{target.name}-{os.getpid()}")
+    with storage_errors(target):
+        incoming.mkdir(parents=True)
+        try:
+            for name in manifest.files:
+                with (model.path / name).open("rb") as source, hashing_file(incoming / name) as (file, _):
+                    shutil.copyfileobj(source, file, 8 << 20)
+            values = {name: value for name, value in manifest.values.items() if name != "files"}
+            if target.exists():
+                target.rmdir()
+            publish(incoming, target, values=values, files=manifest.files, fence=lambda: None)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                remove(incoming)
+            raise
 
 
 def list_models(home: Home, run: str) -> list[ModelFolder]:

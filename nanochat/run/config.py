@@ -80,8 +80,8 @@ class StageConfig(Frozen):
         return hash_json(self.spec.relevant(find_stage(self.stage)))
 
 
-def parse(model: type[BaseModel], values: dict[str, Any], *, what: str) -> Any:
-    """Return `model(**values)`.
+def parse(model: type[BaseModel], values: dict[str, Any], *, what: str, flags: bool = False) -> Any:
+    """Return `model(**values)`; `flags`: fields are called by their command-line option.
 
     Raises:
         ConfigError: names the first wrong field, its value and, for a misspelt field, the nearest name.
@@ -95,4 +95,7 @@ def parse(model: type[BaseModel], values: dict[str, Any], *, what: str) -> Any:
             raise ConfigError(
                 f"{what}: unknown field `{field}`", hint=did_you_mean(field, model.model_fields)
             ) from None
-        raise ConfigError(f"{what}: `{field}` is {first['input']!r}: {first['msg']}") from None
+        reason = first["msg"].replace("Input should", "it should")
+        if flags:
+            raise ConfigError(f"--{field.replace('_', '-')} is {first['input']!r}: {reason}") from None
+        raise ConfigError(f"{what}: `{field}` is {first['input']!r}: {reason}") from None

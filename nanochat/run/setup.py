@@ -61,16 +61,9 @@ def judge(stage: Stage, config: StageConfig, folder: Path, where: Home, inputs: 
     Raises:
         RunLockedError: they were made with another configuration or other inputs; names the field.
     """
-    record = Record.load(folder)
+    record = check_settings(stage, config, folder)
     if record is None:
-        check_started(stage, config, folder)
         return Verdict("run")
-    changed = difference(record, config)
-    if changed is not None:
-        raise RunLockedError(
-            f"{_name(config)} is finished with another configuration: {changed}",
-            hint=f"choose another run with `--run NAME`, or delete `{folder}` to make it again",
-        )
     lost = missing_output(record, where)
     if lost is not None:
         return Verdict("run", f"an output of stage `{stage.name}` is damaged: {lost}; making it again")
@@ -80,9 +73,38 @@ def judge(stage: Stage, config: StageConfig, folder: Path, where: Home, inputs: 
     if set(stage.writes) <= _DERIVED:
         return Verdict("run", f"`{stale}` changed since stage `{stage.name}` ran; making it again")
     raise RunLockedError(
-        f"{_name(config)} is finished, but its input `{stale}` changed since",
-        hint=f"choose another run with `--run NAME`, or delete `{folder}` to make it again",
+        f"{_name(config)} is finished, but its input `{stale}` changed since", hint=_another(folder)
     )
+
+
+def check_settings(stage: Stage, config: StageConfig, folder: Path) -> Record | None:
+    """Return the stage's record, None without one, after comparing settings alone.
+
+    Raises:
+        RunLockedError: the record, or the checkpoints of an unfinished attempt, were made with others.
+    """
+    record = Record.load(folder)
+    if record is not None:
+        changed = difference(record, config)
+        if changed is not None:
+            raise RunLockedError(
+                f"{_name(config)} is finished with another configuration: {changed}", hint=_another(folder)
+            )
+        return record
+    if any((folder / "checkpoints").glob("step-*")):
+        settings: dict[str, Any] | None = None
+        for event in read_events(folder / "events.jsonl", "run"):
+            settings = event.get("settings")
+        changed = None if settings is None else setting_difference(settings, config.spec.relevant(stage))
+        if changed is not None:
+            raise RunLockedError(
+                f"{_name(config)} has checkpoints of another configuration: {changed}", hint=_another(folder)
+            )
+    return None
+
+
+def _another(folder: Path) -> str:
+    return f"choose another run with `--run NAME`, or delete `{folder}` to make it again"
 
 
 def _name(config: StageConfig) -> str:
@@ -95,24 +117,3 @@ def _stale_input(record: Record, inputs: dict[str, Record]) -> str | None:
         if record.inputs.get(name) != now.get(name):
             return name
     return None
-
-
-def check_started(stage: Stage, config: StageConfig, folder: Path) -> None:
-    """Refuse to continue checkpoints that an earlier attempt made with other settings.
-
-    Raises:
-        RunLockedError: names the setting.
-    """
-    if not any((folder / "checkpoints").glob("step-*")):
-        return
-    settings: dict[str, Any] | None = None
-    for event in read_events(folder / "events.jsonl", "run"):
-        settings = event.get("settings")
-    if settings is None:
-        return
-    changed = setting_difference(settings, config.spec.relevant(stage))
-    if changed is not None:
-        raise RunLockedError(
-            f"{_name(config)} has checkpoints of another configuration: {changed}",
-            hint=f"choose another run with `--run NAME`, or delete `{folder}` to start it again",
-        )
