@@ -26,6 +26,7 @@ _LABELS = {
     "spelling": "Spelling",
     "arithmetic": "Arithmetic with the calculator",
     "identity": "Knows who it is",
+    "ends_turn": "Ends its turn by itself",
     "chatcore": "ChatCORE",
     "val_bpb": "validation bits per byte",
     "val_loss": "validation loss",
@@ -48,6 +49,8 @@ def label(name: str) -> str:
     if name.startswith("centred_mean("):
         tasks = name[len("centred_mean(") : -1].split(",")
         return "Centred mean of " + ", ".join(_LABELS.get(task, task) for task in tasks)
+    if name.startswith("gsm8k_"):
+        return f"GSM8K-{name.removeprefix('gsm8k_')}"
     return _LABELS.get(name, name.replace("_", " "))
 
 
@@ -55,7 +58,8 @@ def problems(name: str, n: int | None) -> str:
     """Return how many problems a figure stands on: `100 of 2,376` for a part of a public set."""
     if n is None:
         return ""
-    whole = _WHOLE.get(name)
+    part = name.removeprefix("gsm8k_")
+    whole = int(part) if part != name and part.isdigit() else _WHOLE.get(name)
     return f"{n:,} of {whole:,}" if whole and n < whole else f"{n:,}"
 
 

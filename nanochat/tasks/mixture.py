@@ -118,8 +118,14 @@ def sft_conversations(dataset: Path, *, seed: int, spec: Spec) -> list[Conversat
     return _mix(dataset, SFT.get(spec.preset, SFT["full"]), seed=seed, name="sft")
 
 
-def held_out(dataset: Path, *, limit: int, synthetic: int | None = None) -> HeldOut:
-    """Return up to `limit` problems a task, chosen by hash; `synthetic` of the generated tasks.
+GSM8K_TEST = 1319  # problems of the whole public test set
+SYNTHETIC = 1000  # generated problems where there is no limit
+
+
+def held_out(dataset: Path, *, limit: int | None) -> HeldOut:
+    """Return up to `limit` problems a task, chosen by hash; all of them for None.
+
+    A part of GSM8K's test set, the rest of which may train, is named after its size: `gsm8k_264`.
 
     Raises:
         DataError: an evaluation file is damaged.
@@ -129,19 +135,20 @@ def held_out(dataset: Path, *, limit: int, synthetic: int | None = None) -> Held
     for path in sorted((dataset / "eval").glob("*-test.jsonl")):
         task = path.name.removesuffix("-test.jsonl")
         if task == "gsm8k":
+            size = read.count(path)
             problems = [gsm8k.parse(row, where=read.where(path, i)) for i, row in _sample(path, limit)]
-            generative[task] = problems
+            generative[task if size == GSM8K_TEST else f"{task}_{size}"] = problems
         elif task != "humaneval":  # needs the jail for untrusted code
             choice[task] = [
                 multiple_choice.parse(row, where=read.where(path, i)) for i, row in _sample(path, limit)
             ]
-    wanted = limit if synthetic is None else synthetic
+    wanted = SYNTHETIC if limit is None else limit
     generative["spelling"] = spelling.held_out_problems(spelling.load_words(dataset), wanted)
     generative["arithmetic"] = arithmetic.held_out_problems(wanted)
     return HeldOut(choice, generative)
 
 
-def _sample(path: Path, limit: int) -> list[tuple[int, dict[str, object]]]:
+def _sample(path: Path, limit: int | None) -> list[tuple[int, dict[str, object]]]:
     """Return `limit` lines by the hash of their number: files are sorted by subject, so not the first."""
     order = sorted(range(read.count(path)), key=lambda index: fraction("held out", path.name, index))
     return sorted(read.rows(path, frozenset(order[:limit])), key=lambda item: item[0])

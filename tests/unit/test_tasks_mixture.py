@@ -148,14 +148,15 @@ def test_identity_is_varied_and_names_the_model():
 
 
 def test_evaluation_takes_a_fixed_sample_of_each_task(dataset):
-    held = mixture.held_out(dataset, limit=10, synthetic=25)
+    held = mixture.held_out(dataset, limit=10)
     assert {name: len(rows) for name, rows in held.choice.items()} == {"arc_easy": 10}
     assert {name: len(rows) for name, rows in held.generative.items()} == {
-        "gsm8k": 10,
-        "spelling": min(25, sum(map(spelling.is_held_out, spelling.FALLBACK))),
-        "arithmetic": 25,
+        "gsm8k_30": 10,
+        "spelling": 10,
+        "arithmetic": 10,
     }
-    assert held == mixture.held_out(dataset, limit=10, synthetic=25)
+    assert held == mixture.held_out(dataset, limit=10)
+    assert len(mixture.held_out(dataset, limit=None).generative["arithmetic"]) == mixture.SYNTHETIC
 
 
 @pytest.mark.parametrize(
