@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nanochat.errors import DataError
-from nanochat.files import fsync_dir, sha256_file, storage_errors
+from nanochat.files import fsync_dir, hash_json, sha256_file, storage_errors
 
 MANIFEST = "manifest.json"
 Entry = dict[str, Any]
@@ -97,7 +97,7 @@ def encode_json(value: Any) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A parsed `manifest.json`: facts of the writer, and the files."""
+    """A parsed `manifest.json`: facts of the writer, and the files. It also holds its own sha256."""
 
     values: dict[str, Any]
     files: dict[str, Entry]
@@ -112,11 +112,14 @@ def read_manifest(folder: Path) -> Manifest:
     where = f"{folder.parent.name}/{folder.name}"
     try:
         values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files = {str(name): _entry(entry) for name, entry in values["files"].items()}
+        own = values.pop("sha256")
+        files = {str(name): _entry(entry) for name, entry in values.pop("files").items()}
     except FileNotFoundError:
         raise DataError(f"`{where}` has no `{MANIFEST}`") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"`{where}/{MANIFEST}` does not parse: {error}") from None
+    if own != hash_json({**values, "files": files}):
+        raise DataError(f"`{where}/{MANIFEST}` does not match its own sha256")
     for name, entry in files.items():
         if "/" in name or name.startswith("."):
             raise DataError(f"`{where}/{MANIFEST}` names `{name}`, which is not a plain file name")
@@ -190,8 +193,9 @@ def publish(
     Raises:
         StorageError: the volume is full or failing.
     """
+    facts = {**values, "files": files}
     with storage_errors(target):
-        write_file(incoming / MANIFEST, encode_json({**values, "files": files}))
+        write_file(incoming / MANIFEST, encode_json({**facts, "sha256": hash_json(facts)}))
         fsync_dir(incoming)
         fence()
         if target.exists():

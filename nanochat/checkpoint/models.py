@@ -221,10 +221,9 @@ def copy_model(model: ModelFolder, target: Path) -> None:
             for name in manifest.files:
                 with (model.path / name).open("rb") as source, hashing_file(incoming / name) as (file, _):
                     shutil.copyfileobj(source, file, 8 << 20)
-            values = {name: value for name, value in manifest.values.items() if name != "files"}
             if target.exists():
                 target.rmdir()
-            publish(incoming, target, values=values, files=manifest.files, fence=lambda: None)
+            publish(incoming, target, values=manifest.values, files=manifest.files, fence=lambda: None)
         except BaseException:
             with contextlib.suppress(OSError):
                 remove(incoming)

@@ -75,10 +75,9 @@ def usage_error(error: Exception) -> ConfigError:
     hint = f"see `{path} --help`"
     option = getattr(error, "option_name", None)
     if option and context is not None and type(error).__name__ == "NoSuchOption":
-        known = [name for param in context.command.params for name in param.opts if name.startswith("--")]
-        return ConfigError(
-            f"`{path}` has no option `{option}`", hint=did_you_mean(option, [*known, "--help"])
-        )
+        names = [name for param in context.command.params for name in (*param.opts, *param.secondary_opts)]
+        known = ["--help", *(name for name in names if name.startswith("--"))]
+        return ConfigError(f"`{path}` has no option `{option}`", hint=did_you_mean(option, known))
     commands = getattr(context.command, "commands", None) if context is not None else None
     if commands and message.startswith("No such command"):
         name = message.split("'")[1]

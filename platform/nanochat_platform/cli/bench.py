@@ -79,10 +79,8 @@ def chat(client: Any, model: str, number: int, max_tokens: int) -> Timing:
         for line in response.iter_lines():
             if not first and '"content":' in line:
                 first = time.perf_counter() - began
-            if '"completion_tokens"' in line:
-                tokens = int(
-                    line.replace(" ", "").split('"completion_tokens":')[1].split(",")[0].split("}")[0]
-                )
+            if found := usage.search(line):
+                tokens = int(found[1])
     total = time.perf_counter() - began
     return Timing(first or total, total, tokens)
 
