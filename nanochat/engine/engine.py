@@ -327,7 +327,10 @@ class Engine:
 
     def _end(self, request: Request, reason: FinishReason) -> None:
         output: Output = request.state
-        self._put(request, output.end(request, reason))
+        delta = output.end(request, reason)
+        if reason == "error":
+            delta.error = "the engine failed while it worked on this request"
+        self._put(request, delta)
 
     def _put(self, request: Request, delta: Delta) -> None:
         self._dirty = True
