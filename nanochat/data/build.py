@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.data.card import write_card
-from nanochat.data.manifest import DatasetManifest, FileEntry, Kind, SourceEntry, dataset_hash
+from nanochat.data.manifest import MANIFEST, DatasetManifest, FileEntry, Kind, SourceEntry, dataset_hash, load
 from nanochat.data.shards import shard_name, write_shard
+from nanochat.errors import DataError
 from nanochat.files import atomic_writer, fsync_dir, sha256_file, storage_errors
 
 SHUFFLE_SEED = 20_251_013
@@ -35,14 +36,26 @@ def exclusive(target: Path) -> Iterator[None]:
 class Builder:
     """Collects the files of one dataset in a hidden folder; `finish` puts it in place."""
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: Path, *, in_place: bool = False) -> None:
+        """Begin a dataset.
+
+        Args:
+            target: its final folder.
+            in_place: add to the final folder, where large downloads lie already; its manifest, written last,
+                says that it is whole.
+        """
         self.target = target
-        self.folder = target.with_name(f".{target.name}.building")
-        shutil.rmtree(self.folder, ignore_errors=True)
-        with storage_errors(self.folder):
-            self.folder.mkdir(parents=True)
+        self.folder = target if in_place else target.with_name(f".{target.name}.building")
+        self.previous = _previous_files(target) if in_place else {}
         self.files: dict[str, FileEntry] = {}
         self.shards: list[str] = []
+        with storage_errors(self.folder):
+            if in_place:
+                (target / MANIFEST).unlink(missing_ok=True)
+            else:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            for name in ("heldout", "chat", "eval"):
+                (self.folder / name).mkdir(parents=True, exist_ok=True)
 
     def add_shards(self, train: Sequence[str], val: Sequence[str], *, shard_bytes: int) -> None:
         """Write shuffled training shards of about `shard_bytes` of text each, then the validation shard."""
@@ -69,7 +82,7 @@ class Builder:
 
     def _documents(self, name: str, kind: Kind, texts: Sequence[str], *, origin: str | None) -> None:
         written = write_shard(self.folder / name, texts)
-        self._register(name, kind, written.documents, utf8_bytes=written.utf8_bytes, origin=origin)
+        self.register(name, kind, written.documents, utf8_bytes=written.utf8_bytes, origin=origin)
 
     def add_held_out(self, source: str, texts: Sequence[str]) -> None:
         """Write the whole held-out split of one source, in its own order."""
@@ -82,15 +95,15 @@ class Builder:
             for row in rows:
                 file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
                 count += 1
-        self._register(name, kind, count, origin=origin)
+        self.register(name, kind, count, origin=origin)
 
     def add_words(self, words: Sequence[str]) -> None:
         """Write `chat/words.txt`, one word a line."""
         with atomic_writer(self.folder / "chat/words.txt") as file:
             file.write("".join(word + "\n" for word in words).encode())
-        self._register("chat/words.txt", "words", len(words))
+        self.register("chat/words.txt", "words", len(words))
 
-    def _register(
+    def register(
         self, name: str, kind: Kind, rows: int, *, utf8_bytes: int | None = None, origin: str | None = None
     ) -> None:
         path = self.folder / name
@@ -128,8 +141,16 @@ class Builder:
         )
         write_card(self.folder, manifest, notes)
         manifest.save(self.folder)
-        replace_folder(self.folder, self.target)
+        if self.folder != self.target:
+            replace_folder(self.folder, self.target)
         return manifest
+
+
+def _previous_files(target: Path) -> dict[str, FileEntry]:
+    try:
+        return dict(load(target).files)
+    except DataError:
+        return {}
 
 
 def replace_folder(new: Path, target: Path) -> None:

@@ -9,13 +9,13 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nanochat.data import chitchat, clean, qa
 from nanochat.data.build import Builder
 from nanochat.data.evalsets import GSM8K_TRAIN_FRACTION, read_eval_wheel
 from nanochat.data.manifest import SourceEntry
-from nanochat.data.overlap import Overlap, frequent_words
+from nanochat.data.overlap import Overlap, frequent_words, normalise
 from nanochat.data.sources import Sources, TextSource
 from nanochat.data.split import is_held_out
 from nanochat.data.wheels import Report, list_members, read_member
@@ -162,19 +162,26 @@ def _write_chat(builder: Builder, extracts: dict[str, Extract], overlap: Overlap
         if extract.chat is None:
             continue
         test = {_chat_text(row) for row in extract.chat_test}
-        rows = _without(extract.chat_train, [_chat_text(row) for row in extract.chat_train], overlap, test)
+        asked = {_first_turn(row) for row in extract.chat_test} if extract.chat == "wiki_qa" else set()
+        candidates = [row for row in extract.chat_train if _first_turn(row) not in asked]
+        rows = _without(candidates, [_chat_text(row) for row in candidates], overlap, test)
         builder.add_jsonl(f"chat/{extract.chat}-train.jsonl", "chat", rows, origin=name)
         builder.add_jsonl(f"chat/{extract.chat}-test.jsonl", "chat", extract.chat_test, origin=name)
 
 
+def _first_turn(row: Chat) -> str:
+    """Return the question of a conversation, normalised."""
+    return " ".join(normalise(row["messages"][0]["content"]))
+
+
 def _write_evals(builder: Builder, evals: dict[str, list[Chat]], overlap: Overlap) -> None:
+    """Write all sets; training rows that are in a test set or hold a held-out question are left out."""
+    tests = {_problem_text(row) for name, rows in evals.items() if name.endswith("-test") for row in rows}
     for name, rows in evals.items():
         if name.endswith("-train"):
-            rows = _without(rows, [_problem_text(row) for row in rows], overlap, set())
-        folder = "chat" if name == "mc-train" else "eval"
-        builder.add_jsonl(
-            f"{folder}/{name}.jsonl", "chat" if folder == "chat" else "eval", rows, origin="evals"
-        )
+            rows = _without(rows, [_problem_text(row) for row in rows], overlap, tests)
+        folder: Literal["chat", "eval"] = "chat" if name == "mc-train" else "eval"
+        builder.add_jsonl(f"{folder}/{name}.jsonl", folder, rows, origin="evals")
 
 
 def source_entries(sources: Sources, profile: str) -> list[SourceEntry]:

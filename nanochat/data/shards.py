@@ -93,7 +93,7 @@ def read_texts(path: Path) -> Iterator[str]:
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"shard `{path}` is damaged: {(str(error) or type(error).__name__).strip().splitlines()[0]}",
-            hint="`nanochat data verify` checks every file; `nanochat data prepare` writes damaged ones anew",
+            hint="delete that file and run `nanochat data prepare`; `nanochat data verify` checks every file",
         ) from error
 
 

@@ -59,16 +59,14 @@ class Hub(_Closed):
     """Files of a data hub: one URL, or a template with `{index}`."""
 
     url: str
-    shards: int | None = Field(None, ge=2)
-    """Number of files of a template; the last one is validation."""
-    documents_bytes: int | None = None
-    """Measured mean of raw UTF-8 bytes of text a shard, for planning."""
+    files: int | None = Field(None, ge=2)
+    """Number of files of a template; of pretraining text the last one is validation."""
     sha256: dict[str, str] = {}
-    """By file name, where known."""
+    """By file name, where pinned."""
     columns: tuple[str, ...] = ()
-    """Columns that a parquet file must have, or keys of a JSON line."""
-    rows: int | None = None
-    """Known number of rows."""
+    """Columns that a parquet file must have."""
+    members: tuple[str, ...] = ()
+    """Members that a zip file must have."""
     licence: str
     attribution: str
 
@@ -85,8 +83,6 @@ class Sources(_Closed):
     profile: dict[str, tuple[str, ...]]
     eval: dict[str, EvalSet]
     hub: dict[str, Hub]
-    needs: dict[str, tuple[str, ...]] = {}
-    """Hub files that chat training and evaluation need beside the text of a hub source."""
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from nanochat.data.manifest import DatasetManifest, load
 from nanochat.errors import DataError
 from nanochat.files import sha256_file
 
-HINT = "run `nanochat data prepare`: it writes the dataset anew"
+HINT = "delete that file and run `nanochat data prepare`: it makes what is missing anew"
 QUICK_BYTES = 256 << 20
 """Up to this size a repeated `prepare` reads every byte again (0.3 s); above, sizes alone."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from nanochat.data.manifest import load
 from nanochat.data.prepare import prepare
 from nanochat.run.context import StageContext, StageResult
+from nanochat.shape import resolve
 
 
 def run(context: StageContext) -> StageResult:
@@ -14,15 +15,20 @@ def run(context: StageContext) -> StageResult:
         NanochatError: as `prepare`.
     """
     spec = context.spec
-
     emit = context.reporter()
 
     def report(what: str, done: int, total: int) -> None:
         context.raise_if_stopped("what was downloaded stays in the cache")
         emit(what, done, total)
 
+    base = resolve(spec)
     folder = prepare(
-        context.home, source=spec.source, identity=spec.identity, preset=spec.preset, report=report
+        context.home,
+        source=spec.source,
+        identity=spec.identity,
+        preset=spec.preset,
+        tokens=base.base_steps * base.total_batch_tokens,
+        report=report,
     )
     manifest = load(folder)
     metrics = {
