@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from nanochat.errors import ConfigError
 from nanochat.report.collect import COLUMNS, Run, Score
@@ -54,6 +55,11 @@ def label(name: str) -> str:
     return _LABELS.get(name, name.replace("_", " "))
 
 
+def unit(name: str) -> str:
+    """Return a unit in words: `bpb` and `nats` are what events write."""
+    return {"bpb": "bits per byte", "nats": "nats per token"}.get(name, name)
+
+
 def problems(name: str, n: int | None) -> str:
     """Return how many problems a figure stands on: `100 of 2,376` for a part of a public set."""
     if n is None:
@@ -88,6 +94,30 @@ def summary(run: Run) -> list[Row]:
     by_column = {column: {s.name: s for s in run.scores.get(stage, [])} for column, stage in COLUMNS.items()}
     names = dict.fromkeys(name for scores in by_column.values() for name in scores)
     return [Row(name, {column: by_column[column].get(name) for column in COLUMNS}) for name in names]
+
+
+def _compression(run: Run) -> list[dict[str, Any]]:
+    record = run.records.get("tok_eval")
+    rows = record.metrics.get("compression", []) if record else []
+    return [row for row in rows if isinstance(row, dict) and isinstance(row.get("bytes_per_token"), dict)]
+
+
+def vocabularies(run: Run) -> list[str]:
+    """Return the vocabularies that the tokenizer was compared with, ours first; none without `tok_eval`."""
+    return list(dict.fromkeys(label for row in _compression(run) for label in row["bytes_per_token"]))
+
+
+def compression(run: Run) -> list[list[str]]:
+    """Return text, bytes and the bytes a token of each vocabulary, as cells."""
+    labels = vocabularies(run)
+    return [
+        [
+            _SOURCES.get(row["text"], str(row["text"])),
+            f"{row.get('utf8_bytes', 0):,}",
+            *(f"{row['bytes_per_token'].get(name, 0.0):.2f}" for name in labels),
+        ]
+        for row in _compression(run)
+    ]
 
 
 def duration(seconds: float) -> str:

@@ -132,6 +132,9 @@ def markdown(run: Run) -> str:
         ]
         head = ("Stage", "Curve", "Unit", "First", "Last", "Step")
         parts += ["## Curves", table(head, rows, align="lllrrr"), "Drawn in `report.html`."]
+    if labels := facts.vocabularies(run):
+        body = table(("Text", "bytes", *labels), facts.compression(run), align="lr" + "r" * len(labels))
+        parts += ["## Tokenizer: bytes a token", body]
     if run.samples:
         parts.append("## Samples")
         parts += [

@@ -41,6 +41,7 @@ def page(run: Run) -> str:
         _curves(run),
         "<h2>Stages</h2>",
         _stages(run),
+        _tokenizer(run),
         _samples(run.samples),
         f"<footer>{_FOOTER}</footer>",
     ]
@@ -137,27 +138,54 @@ def _accuracies(run: Run) -> str:
 
 
 def _curves(run: Run) -> str:
-    charts = [_chart(curve) for curve in run.curves if len(curve.points) > 1]
+    stages = dict.fromkeys(curve.stage for curve in run.curves)
+    charts = [chart for stage in stages for chart in _charts([c for c in run.curves if c.stage == stage])]
     return f'<h2>Training</h2><div class="charts">{"".join(charts)}</div>' if charts else ""
 
 
-def _chart(curve: Curve) -> str:
+def _charts(curves: Sequence[Curve]) -> list[str]:
+    """Return the charts of one stage: the losses together, every other evaluation by itself."""
+    curves = [curve for curve in curves if len(curve.points) > 1]
+    losses = [curve for curve in curves if curve.name in ("train loss", "val_loss")]
+    made = [_chart("loss", [line for curve in losses for line in _lines(curve)], losses[0])] if losses else []
+    others = [curve for curve in curves if curve not in losses]
+    return made + [_chart(facts.label(curve.name), _lines(curve), curve) for curve in others]
+
+
+def _lines(curve: Curve) -> list[Line]:
+    """Return a curve as lines: the training loss also smoothed, evaluations with a mark on every point."""
     name = facts.label(curve.name)
+    if curve.name != "train loss":
+        return [Line(name, curve.points, "two", dots="all" if len(curve.points) <= 60 else "last")]
+    window = max(1, len(curve.points) // 50)
+    mean = Line(f"mean of {window} steps" if window > 1 else name, smooth(curve.points, window), "one")
+    return [Line("one step", curve.points, "one-pale", dots="none"), mean] if window > 1 else [mean]
+
+
+def _chart(name: str, lines: Sequence[Line], curve: Curve) -> str:
     title = f"{_STAGE_NAMES.get(curve.stage, curve.stage)}: {name}"
-    last = curve.points[-1]
-    if curve.name == "train loss":
-        window = max(1, len(curve.points) // 50)
-        lines = [Line("one step", curve.points, "one-pale", dots="none")] if window > 1 else []
-        lines.append(Line(f"mean of {window} steps", smooth(curve.points, window), "one"))
-        keys = "".join(f'<i class="key {line.css}"></i>{line.label}' for line in lines) if window > 1 else ""
-        last = (last[0], lines[-1].points[-1][1])
-    else:
-        lines, keys = [Line(name, curve.points, "two", dots="all" if len(curve.points) <= 60 else "last")], ""
-    unit = curve.unit or curve.name
-    caption = f"{title}, ends at {last[1]:.4f} {unit} after {last[0]:,.0f} steps"
+    unit = facts.unit(curve.unit or curve.name)
+    step, value = lines[-1].points[-1]
+    keys = "".join(f'<i class="key {line.css}"></i>{escape(line.label)}' for line in lines)
+    caption = f"{title}, ends at {value:.4f} {unit} after {step:,.0f} steps"
     chart = line_chart(lines, x_title="optimizer steps", y_title=unit, caption=caption)
-    ends = f"ends at <b>{last[1]:.4f}</b> {escape(unit)}"
-    return f"<figure><h3>{escape(title)}</h3><figcaption>{ends} {keys}</figcaption>{chart}</figure>"
+    ends = f"ends at <b>{value:.4f}</b> {escape(unit)}"
+    return (
+        f"<figure><h3>{escape(title)}</h3><figcaption>{ends} {keys if len(lines) > 1 else ''}</figcaption>"
+        f"{chart}</figure>"
+    )
+
+
+def _tokenizer(run: Run) -> str:
+    labels = facts.vocabularies(run)
+    if not labels:
+        return ""
+    rows = [
+        f"<tr><td>{escape(name)}</td>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
+        for name, *cells in facts.compression(run)
+    ]
+    note = '<p class="note">Bytes that a token stands for: more means fewer tokens for the same text.</p>'
+    return "<h2>Tokenizer</h2>" + _table(("Text", "bytes", *labels), rows) + note
 
 
 def _stages(run: Run) -> str:

@@ -52,6 +52,11 @@ SCORES = {
 }
 
 
+COMPRESSION = {
+    "compression": [{"text": "wiki", "utf8_bytes": 9000, "bytes_per_token": {"ours": 3.4, "GPT-2": 4.5}}]
+}
+
+
 @pytest.fixture
 def run_dir(tmp_path):
     folder = tmp_path / "runs" / "tiny"
@@ -66,7 +71,9 @@ def run_dir(tmp_path):
             wall_s=wall_s,
             started=1_700_000_000.0 + index,
             hardware=HARDWARE,
-            metrics={"scores": SCORES[name]} if name in SCORES else {"tokens": 1234567, "loss": 3.21},
+            metrics={"scores": SCORES[name]}
+            if name in SCORES
+            else {"tokens": 1234567, "loss": 3.21, **COMPRESSION},
         ).save(folder / name)
     for name, steps in (("base_train", 300), ("mid_train", 40)):
         with EventLog(folder / name / "events.jsonl") as events:
@@ -146,6 +153,7 @@ def test_markdown_holds_header_stages_intervals_and_unbroken_samples(run_dir):
     assert "| Wall time" in text
     assert "loss 3.21, tokens 1,234,567" in text
     assert "21.0% to 31.0%" in text
+    assert re.search(r"\| encyclopedia +\| 9,000 \| +3\.40 \| +4\.50 \|", text)
     assert quote("a ``` b").startswith("````text\n")
     assert "NaN" not in text
 
