@@ -104,7 +104,8 @@ def _compression(run: Run) -> list[dict[str, Any]]:
 
 def vocabularies(run: Run) -> list[str]:
     """Return the vocabularies that the tokenizer was compared with, ours first; none without `tok_eval`."""
-    return list(dict.fromkeys(label for row in _compression(run) for label in row["bytes_per_token"]))
+    labels = dict.fromkeys(label for row in _compression(run) for label in row["bytes_per_token"])
+    return sorted(labels, key=lambda label: label != "ours")
 
 
 def compression(run: Run) -> list[list[str]]:

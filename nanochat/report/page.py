@@ -167,13 +167,11 @@ def _chart(name: str, lines: Sequence[Line], curve: Curve) -> str:
     unit = facts.unit(curve.unit or curve.name)
     step, value = lines[-1].points[-1]
     keys = "".join(f'<i class="key {line.css}"></i>{escape(line.label)}' for line in lines)
+    keys = f"<br>{keys}" if len(lines) > 1 else ""
     caption = f"{title}, ends at {value:.4f} {unit} after {step:,.0f} steps"
     chart = line_chart(lines, x_title="optimizer steps", y_title=unit, caption=caption)
     ends = f"ends at <b>{value:.4f}</b> {escape(unit)}"
-    return (
-        f"<figure><h3>{escape(title)}</h3><figcaption>{ends} {keys if len(lines) > 1 else ''}</figcaption>"
-        f"{chart}</figure>"
-    )
+    return f"<figure><h3>{escape(title)}</h3><figcaption>{ends}{keys}</figcaption>{chart}</figure>"
 
 
 def _tokenizer(run: Run) -> str:
