@@ -24,7 +24,8 @@ from nanochat.settings import Home
 HARDWARE = {"system": "Linux x86_64", "processor": "Example CPU", "cores": 2, "memory_bytes": 8 * 2**30}
 WALL = {
     "data": 20,
-    "tok_train": 9.2,
+    "tok_train": 5.2,
+    "tok_eval": 4,
     "base_train": 330,
     "base_eval": 31,
     "mid_train": 60,
@@ -105,7 +106,7 @@ class Tags(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.seen.append((tag, dict(attrs)))
-        if tag not in ("meta", "line", "circle", "polyline"):
+        if tag not in ("meta", "br", "line", "circle", "polyline"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
