@@ -195,9 +195,9 @@ class Downloader:
     def _append(self, response: httpx.Response, part: Path, start: int) -> int:
         with part.open("ab" if start else "wb") as file:
             for chunk in response.iter_raw():
+                file.write(chunk)
                 if self._cancelled.is_set():
                     raise _RetryError("cancelled")
-                file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
             return file.tell()
