@@ -22,7 +22,8 @@ def wilson(correct: int, total: int, *, z: float = Z95) -> tuple[float, float]:
     spread = 1 + z * z / total
     middle = (share + z * z / (2 * total)) / spread
     half = z / spread * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # Rounding must not put a bound on the wrong side of what was seen.
+    return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
 
 
 @dataclass(frozen=True, slots=True)
