@@ -82,14 +82,26 @@ class Channel:
 class Job:
     """The choices of one HTTP request on their way. Used on the event loop only."""
 
-    __slots__ = ("_loop", "_ready", "_timer", "_waiter", "eager", "gone", "open", "pinging", "requests")
+    __slots__ = (
+        "_loop",
+        "_ready",
+        "_steps",
+        "_timer",
+        "_waiter",
+        "eager",
+        "gone",
+        "open",
+        "pinging",
+        "requests",
+    )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, choices: int, *, eager: bool) -> None:
         """`eager`: wake for every step (a stream) instead of once at the end."""
         self._loop = loop
         self._ready: list[tuple[int, Delta]] = []
         self._waiter: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._steps = 0
+        self._timer = loop.call_later(PING_S, self._ping, 0) if eager else None
         self.eager = eager
         self.open = choices
         self.gone = False
@@ -114,21 +126,22 @@ class Job:
         """Return what arrived since the last call; nothing when the client is gone or a ping is due."""
         if not (self._ready and (self.eager or self.open == 0)) and not self.gone:
             self._waiter = self._loop.create_future()
-            if self.eager:
-                self._timer = self._loop.call_later(PING_S, self._ping)
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-                if self._timer is not None:
-                    self._timer.cancel()
-                    self._timer = None
+            await self._waiter
+        self._steps += 1
         ready, self._ready = self._ready, []
         return ready
 
-    def _ping(self) -> None:
-        self.pinging = True
-        self._wake()
+    def close(self) -> None:
+        """Stop the ping timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _ping(self, steps_before: int) -> None:
+        """Ask for a ping after a silent interval. One timer a stream: one a token would cost more than it."""
+        if self._steps == steps_before:
+            self.pinging = True
+            self._wake()
+        self._timer = self._loop.call_later(PING_S, self._ping, self._steps)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -170,12 +183,13 @@ class Bridge:
             for index, (prompt, how) in enumerate(zip(prompts, params, strict=True)):
                 job.requests.append(self._engine.submit(prompt, how, Channel(job, index, self._arrived)))
         except BaseException:
-            self.cancel(job)
+            self.end(job)
             raise
         return job
 
-    def cancel(self, job: Job) -> None:
-        """Free the slots of a job's unfinished choices within one engine step."""
+    def end(self, job: Job) -> None:
+        """End a job: the slots of its unfinished choices are free within one engine step."""
+        job.close()
         for request in job.requests:
             if request.finish_reason is None:
                 self._engine.cancel(request)

@@ -139,7 +139,7 @@ class Completions(ABC):
                     await self._whole(plan, job, reply)
             finally:
                 watch.cancel()
-                context.connect().cancel(job)
+                context.connect().end(job)
         finally:
             context.serving.release(width, context.timer() - begun)
 

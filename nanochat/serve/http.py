@@ -8,7 +8,6 @@ than the rest of the route.
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import re
 import secrets
@@ -167,8 +166,3 @@ async def _read_rest(message: Message, receive: Receive, limits: Limits) -> byte
 
 def _too_large(limits: Limits) -> RequestError:
     return refusal(413, f"the request body is larger than {limits.max_body_bytes:,} bytes")
-
-
-def json_bytes(value: Any) -> bytes:
-    """Return compact JSON."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()

@@ -31,7 +31,8 @@ class Limits(Frozen):
     keep_alive_s: Seconds = 60.0
     """Time an idle connection stays open between requests."""
     stall_s: Seconds = 60.0
-    """A client that reads nothing for this long while output waits loses its stream and its slot."""
+    """A client that reads nothing for this long while output waits loses its stream and its slot
+    (`protocol`)."""
     stuck_s: Seconds = 60.0
     """Work that waits this long without an engine step makes /health 503; the slowest step is far below."""
     max_connections: Positive = 4096

@@ -55,14 +55,13 @@ class Loaded:
 
 
 def load_engine(home: Home, *, run: str, max_running: int = 8) -> Loaded:
-    """Verify and load a run's newest chat model (else its newest model), start its engine, make one token.
+    """Load and verify a run's newest chat model (else its newest model), start its engine, make one token.
 
     Raises:
         ConfigError: the run has no exported model.
         DataError: a file does not match the manifest, or the model makes no token.
     """
     folder = resolve_model(home, run)
-    folder.verify()
     device = select_device()
     model, tokenizer = folder.load(device.torch_device, device.compute_dtype)
     engine = Engine(model, tokenizer, limits=Limits(max_running=max_running, max_waiting=1 << 16))
@@ -82,4 +81,6 @@ def warm_up(engine: Engine, prompts: TokenizerPrompts, model_id: str) -> None:
     prompt = prompts.chat([{"role": "user", "content": "Hello"}])
     done = engine.generate([prompt], SamplingParams(temperature=0.0, max_tokens=1))[0]
     if done.finish_reason not in ("stop", "length") or not done.token_ids:
-        raise DataError(f"model `{model_id}` made no token at the warm-up: {engine.failure or done.finish_reason}")
+        raise DataError(
+            f"model `{model_id}` made no token at the warm-up: {engine.failure or done.finish_reason}"
+        )

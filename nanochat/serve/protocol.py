@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import socket
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -29,8 +28,10 @@ class _LimitedProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._in_head = False
-        self._head_bytes = 0
+        self._head_bytes = 0  # of complete fields
+        self._raw_bytes = 0  # of packets that did not complete the head
         self._head_timer: asyncio.TimerHandle | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None
         self._reason: RequestError | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -39,22 +40,26 @@ class _LimitedProtocol(HttpToolsProtocol):
             transport.abort()
             return
         self._start_head_timer()
-        sock = transport.get_extra_info("socket")
-        if sock is not None and hasattr(socket, "TCP_USER_TIMEOUT") and sock.family != socket.AF_UNIX:
-            # The kernel drops a client that reads nothing while output waits; no timer per stream.
-            stall_ms = int(self.limits.stall_s * 1000)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, stall_ms)
+
+    def pause_writing(self) -> None:
+        """The client reads slower than the model writes: it has `stall_s` to catch up."""
+        super().pause_writing()
+        self._stall_timer = self.loop.call_later(self.limits.stall_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_stall_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_head_timer()
+        self._stop_stall_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._in_head:
-            self._head_bytes += len(data)
         super().data_received(data)
         if self._in_head and not self.transport.is_closing():
-            if self._head_bytes > self.limits.max_header_bytes:
+            self._raw_bytes += len(data)
+            if self._raw_bytes > self.limits.max_header_bytes:
                 self._refuse(self._too_large())
             elif self._head_timer is None:
                 self._start_head_timer()
@@ -62,13 +67,14 @@ class _LimitedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head = True
-        self._head_bytes = 0
+        self._head_bytes = self._raw_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._head_bytes += len(name) + len(value)
-        if self._head_bytes > 2 * self.limits.max_header_bytes:  # counted here and as data
-            self._reason = self._too_large()
-            raise ValueError("request head too large")  # the parser stops and `send_400_response` answers
+        self._count(len(name) + len(value))
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -78,6 +84,12 @@ class _LimitedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(self._reason or refusal(400, "the HTTP request is malformed", code="malformed_http"))
+
+    def _count(self, more: int) -> None:
+        self._head_bytes += more
+        if self._head_bytes > self.limits.max_header_bytes:
+            self._reason = self._too_large()
+            raise ValueError("request head too large")  # the parser stops and `send_400_response` answers
 
     def _too_large(self) -> RequestError:
         return refusal(431, f"the request head is larger than {self.limits.max_header_bytes:,} bytes")
@@ -99,6 +111,11 @@ class _LimitedProtocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+    def _stop_stall_timer(self) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
 
     def _head_late(self) -> None:
         self._head_timer = None

@@ -7,6 +7,7 @@ is a string or null: clients branch on it.
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from nanochat.errors import RequestError
 
@@ -45,7 +46,12 @@ def error_object(error: RequestError) -> dict[str, dict[str, str | None]]:
 
 def error_body(error: RequestError) -> bytes:
     """Return the JSON bytes of an error."""
-    return json.dumps(error_object(error)).encode()
+    return json_bytes(error_object(error))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return compact JSON in ASCII."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
 
 
 def shown(value: object, limit: int = 60) -> str:

@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from nanochat.engine.request import Delta, SamplingParams, Sink, TokenLogprob, ToolCall
 from nanochat.errors import RequestError
@@ -195,6 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until a signal; prints one JSON line with the URL."""
     from nanochat.serve.app import create_app
     from nanochat.serve.keys import Keys
+    from nanochat.serve.limits import Limits
     from nanochat.serve.main import announce, bind, serve
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -202,15 +204,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--step-ms", type=float, default=0.0)
     parser.add_argument("--max-running", type=int, default=8)
     parser.add_argument("--grace-s", type=float, default=25.0)
-    parser.add_argument("--api-keys")
+    parser.add_argument("--api-keys", type=Path)
+    parser.add_argument("--limits", default="{}", help="JSON of nanochat.serve.limits.Limits")
     options = parser.parse_args(arguments)
     address = bind("127.0.0.1", options.port)
     engine = StubEngine(step_s=options.step_ms / 1000, max_running=options.max_running)
     engine.run_thread()
     keys = None if options.api_keys is None else Keys.load(options.api_keys)
-    app = create_app(engine, StubPrompts(), model_id="stub", keys=keys)
+    limits = Limits.model_validate_json(options.limits)
+    app = create_app(engine, StubPrompts(), model_id="stub", keys=keys, limits=limits)
     announce(address, "stub", keys=keys is not None, as_json=True, out=sys.stdout)
-    serve(app, address, grace_s=options.grace_s)
+    serve(app, address, limits=limits, grace_s=options.grace_s)
     engine.close()
 
 

@@ -8,7 +8,6 @@ of the engine's threads.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from json.encoder import encode_basestring_ascii as _quoted
@@ -16,7 +15,7 @@ from typing import Any, Protocol
 
 from nanochat.engine.request import Delta, TokenLogprob, ToolCall
 from nanochat.errors import RequestError
-from nanochat.serve.refusals import error_body
+from nanochat.serve.refusals import error_body, json_bytes
 
 DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
@@ -215,7 +214,7 @@ def _usage(prompt_tokens: int, completion_tokens: int) -> bytes:
 
 def _tools(calls: Sequence[ToolCall]) -> bytes:
     runs = [{"expression": call.expression, "result": call.result} for call in calls]
-    return b',"nanochat_tools":' + json.dumps(runs).encode()
+    return b',"nanochat_tools":' + json_bytes(runs)
 
 
 def _token(data: bytes, logprob: float) -> dict[str, Any]:
@@ -234,7 +233,7 @@ def _chat_logprobs(tokens: Sequence[TokenLogprob]) -> bytes:
         }
         for token in tokens
     ]
-    return json.dumps({"content": content, "refusal": None}).encode()
+    return json_bytes({"content": content, "refusal": None})
 
 
 def _text_logprobs(tokens: Sequence[TokenLogprob], offset: int) -> bytes:
@@ -253,4 +252,4 @@ def _text_logprobs(tokens: Sequence[TokenLogprob], offset: int) -> bytes:
         ],
         "text_offset": offsets,
     }
-    return json.dumps(value).encode()
+    return json_bytes(value)
