@@ -80,8 +80,8 @@ def identity_questions(identity: Sequence[Conversation], count: int) -> list[str
     """Return `count` different opening questions of the identity data, "Who are you?" before all others."""
     opening = dict.fromkeys(asked[0] for chat in identity if len(asked := questions(chat)) == 1)
 
-    def order(text: str) -> tuple[bool, float]:
-        return normalise(text) != "who are you", fraction("identity", text)
+    def order(text: str) -> tuple[bool, bool, float]:
+        return normalise(text) != "who are you", not text.endswith("?"), fraction("identity", text)
 
     return sorted(opening, key=order)[:count]
 
