@@ -14,6 +14,7 @@ import torch
 
 from nanochat.chat import render_prompt
 from nanochat.errors import ConfigError
+from nanochat.evals.bpb import default_batch_tokens
 from nanochat.evals.scores import Score
 from nanochat.tasks.multiple_choice import ask, letters
 from nanochat.tasks.problem import Choice, user
@@ -57,7 +58,7 @@ def choose(
     *,
     seq_len: int,
     device: torch.device | str = "cpu",
-    batch_tokens: int = 4096,
+    batch_tokens: int | None = None,
 ) -> list[int]:
     """Return the index of the choice whose letter is likeliest, for each problem.
 
@@ -68,7 +69,7 @@ def choose(
     chosen = [0] * len(problems)
     while order:
         width = len(prompts[order[0]])
-        rows = max(1, batch_tokens // width)
+        rows = max(1, (batch_tokens or default_batch_tokens(device)) // width)
         batch, order = order[:rows], order[rows:]
         ids_BT = torch.tensor([prompts[index] + [0] * (width - len(prompts[index])) for index in batch])
         with torch.inference_mode():
