@@ -5,6 +5,7 @@ Knows the engine and a console; nothing of HTTP. One-shot with `-p`: only the an
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import sys
 from collections.abc import Callable, Iterator
@@ -167,10 +168,8 @@ def chat(
 
 def read_line(console: Console) -> Callable[[], str]:
     """Return a reader of one line from the terminal, with history and editing where readline exists."""
-    try:
+    with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (importing it is what gives `input` its line editing)
-    except ImportError:
-        pass
     return lambda: Prompt.ask("\n[bold cyan]you[/]", console=console)
 
 
