@@ -9,7 +9,7 @@ from nanochat.engine.engine import Engine, Limits
 from nanochat.engine.request import SamplingParams
 from nanochat.gpt import GPT
 from nanochat.shape import Shape
-from tests.engine_fakes import ByteTokenizer
+from tests.engine_fakes import ByteTokenizer, Collect
 
 TOKENIZER = ByteTokenizer()
 VOCAB = 265
@@ -95,7 +95,8 @@ def test_log_probabilities_equal_those_of_the_whole_forward(model, chunk):
 @pytest.mark.parametrize("params", [{"temperature": 0}, {"temperature": 1.0}, {"top_k": 20, "top_p": 0.9}])
 def test_exact_output_is_identical_alone_and_in_a_batch_of_eight(model, params):
     each = [
-        SamplingParams(seed=i, max_tokens=20, ignore_eos=True, tools=False, logprobs=3, **params) for i in range(8)
+        SamplingParams(seed=i, max_tokens=20, ignore_eos=True, tools=False, logprobs=3, **params)
+        for i in range(8)
     ]
     asked = prompts(8, longest=60)
     together = engine(model, exact=True).generate(asked, each)
@@ -108,8 +109,6 @@ def test_requests_that_join_and_leave_at_any_step_do_not_change_each_other(model
     asked, params = prompts(6, longest=90), greedy(15)
     expected = [engine(model).generate([p], params)[0].token_ids for p in asked]
     running = engine(model, limits={"max_running": 3})
-    from tests.engine_fakes import Collect
-
     sinks = [Collect() for _ in asked]
     for n, (prompt, sink) in enumerate(zip(asked, sinks, strict=True)):
         running.submit(prompt, params, sink)
@@ -134,7 +133,9 @@ def test_one_prompt_with_eight_seeds_gives_eight_answers(model):
 
 
 def test_a_context_is_used_to_its_last_token(model):
-    (done,) = engine(model).generate([prompts(2, longest=318)[1]], SamplingParams(temperature=0, ignore_eos=True))
+    (done,) = engine(model).generate(
+        [prompts(2, longest=318)[1]], SamplingParams(temperature=0, ignore_eos=True)
+    )
     assert (done.completion_tokens, done.finish_reason) == (2, "length")
 
 
@@ -142,7 +143,9 @@ def test_a_context_is_used_to_its_last_token(model):
 def test_fewer_key_heads_than_query_heads_work():
     model = build("modern", kv_heads=1)
     asked = prompts(4, longest=100)
-    assert [c.token_ids for c in engine(model).generate(asked, greedy(8))] == [naive(model, p, 8) for p in asked]
+    assert [c.token_ids for c in engine(model).generate(asked, greedy(8))] == [
+        naive(model, p, 8) for p in asked
+    ]
 
 
 def test_bf16_weights_stay_bf16_and_answer():

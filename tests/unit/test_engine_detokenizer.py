@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +15,7 @@ SOME_TEXT = st.text(st.sampled_from("ab cé中🙂\n"), max_size=24)
 
 def cut(data, cuts):
     bounds = sorted({min(c, len(data)) for c in cuts} | {0, len(data)})
-    return [data[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [data[a:b] for a, b in itertools.pairwise(bounds)]
 
 
 @given(st.binary(max_size=40) | SOME_TEXT.map(str.encode), st.lists(st.integers(0, 40)))

@@ -77,7 +77,11 @@ def test_a_tool_call_reaches_the_completion_with_its_forced_tokens():
 def test_a_prompt_that_leaves_no_room_is_refused_with_openais_code(length):
     with pytest.raises(RequestError, match=f"64 tokens and the prompt has {length}") as error:
         make().submit([1] * length, GREEDY, Collect())
-    assert (error.value.status, error.value.code, error.value.param) == (400, "context_length_exceeded", "messages")
+    assert (error.value.status, error.value.code, error.value.param) == (
+        400,
+        "context_length_exceeded",
+        "messages",
+    )
 
 
 def test_an_empty_prompt_is_refused():

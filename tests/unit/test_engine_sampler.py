@@ -32,7 +32,9 @@ def test_greedy_rows_take_the_likeliest_token():
     assert tokens(x, [row(temperature=0)] * 3) == x.argmax(-1).tolist()
 
 
-@pytest.mark.parametrize("params", [{"top_k": 1}, {"top_p": 0.0}, {"temperature": 1e-300}, {"temperature": 1e-3}])
+@pytest.mark.parametrize(
+    "params", [{"top_k": 1}, {"top_p": 0.0}, {"temperature": 1e-300}, {"temperature": 1e-3}]
+)
 def test_the_narrowest_choice_is_greedy(params):
     x = logits(4)
     assert tokens(x, [row(seed=s, **params) for s in range(4)]) == x.argmax(-1).tolist()
@@ -98,7 +100,7 @@ def test_temperature_divides_the_logits():
 
 def test_a_wide_nucleus_falls_back_to_the_whole_row():
     x = torch.zeros(1, V)
-    drawn = {tokens(x, [r])[0] for r in [row(top_p=0.99, seed=s) for s in range(1500)]}
+    drawn = {tokens(x, [r])[0] for r in [row(top_p=0.99, seed=s) for s in range(600)]}
     assert len(drawn) > NUCLEUS
 
 
@@ -111,7 +113,11 @@ def test_impossible_tokens_are_never_drawn():
 
 def test_log_probabilities_are_raw_and_likeliest_first():
     x = logits(3)
-    rows = [row(temperature=2.0, top_k=2, seed=1, logprobs=4), row(temperature=0), row(temperature=0, logprobs=0)]
+    rows = [
+        row(temperature=2.0, top_k=2, seed=1, logprobs=4),
+        row(temperature=0),
+        row(temperature=0, logprobs=0),
+    ]
     got = sample(x, rows)
     expected = torch.log_softmax(x, -1)
     assert got[0].logprob == pytest.approx(expected[0, got[0].token].item())

@@ -29,9 +29,9 @@ class SlotPool:
         self.free.append(slot)
 
 
-def job(prompt, max_new, id=0):
+def job(prompt, max_new, number=0):
     return Request(
-        id=id,
+        id=number,
         prompt_tokens=len(prompt),
         params=SamplingParams(),
         sink=None,
@@ -82,7 +82,7 @@ def run_to_end(scheduler, limit=1000):
 @pytest.mark.parametrize("max_running", [1, 3, 8])
 def test_output_does_not_depend_on_how_many_requests_share_a_step(slots, max_running):
     h = harness(slots=slots, max_running=max_running)
-    jobs = [job([k * 10] * (k + 1), max_new=3 + k % 2, id=k) for k in range(5)]
+    jobs = [job([k * 10] * (k + 1), max_new=3 + k % 2, number=k) for k in range(5)]
     for j in jobs:
         h.scheduler.submit(j)
     run_to_end(h.scheduler)
@@ -95,7 +95,7 @@ def test_output_does_not_depend_on_how_many_requests_share_a_step(slots, max_run
 
 def test_a_request_joins_and_leaves_while_others_run():
     h = harness()
-    long, short = job([1], max_new=6, id=1), job([50], max_new=2, id=2)
+    long, short = job([1], max_new=6, number=1), job([50], max_new=2, number=2)
     h.scheduler.submit(long)
     h.scheduler.step()
     h.scheduler.submit(short)
@@ -105,7 +105,7 @@ def test_a_request_joins_and_leaves_while_others_run():
 
 def test_a_request_that_leaves_makes_room_in_the_same_step_order():
     h = harness(slots=1)
-    first, second = job([1], max_new=1, id=1), job([2], max_new=1, id=2)
+    first, second = job([1], max_new=1, number=1), job([2], max_new=1, number=2)
     h.scheduler.submit(first)
     h.scheduler.submit(second)
     assert h.scheduler.step()
@@ -124,9 +124,9 @@ def test_admission_asks_for_the_whole_length_of_a_request():
 
 def test_a_long_prompt_is_computed_in_chunks_beside_decoding_rows():
     h = harness(max_step_tokens=12, prefill_chunk=8)
-    h.scheduler.submit(job([1], max_new=9, id=1))
+    h.scheduler.submit(job([1], max_new=9, number=1))
     h.scheduler.step()
-    h.scheduler.submit(job([0] * 20, max_new=1, id=2))
+    h.scheduler.submit(job([0] * 20, max_new=1, number=2))
     run_to_end(h.scheduler)
     assert h.steps[1:4] == [[(1, 1, 1), (2, 0, 8)], [(1, 2, 1), (2, 8, 8)], [(1, 3, 1), (2, 16, 4)]]
     assert all((1, n, 1) in step for n, step in enumerate(h.steps))  # one token in every step: no stall
@@ -134,8 +134,8 @@ def test_a_long_prompt_is_computed_in_chunks_beside_decoding_rows():
 
 def test_a_chunk_that_does_not_fit_the_budget_waits_and_smaller_ones_pass():
     h = harness(max_step_tokens=12, prefill_chunk=8, max_running=4)
-    for id, size in ((1, 8), (2, 8), (3, 4)):
-        h.scheduler.submit(job([0] * size, max_new=2, id=id))
+    for number, size in ((1, 8), (2, 8), (3, 4)):
+        h.scheduler.submit(job([0] * size, max_new=2, number=number))
     h.scheduler.step()
     h.scheduler.step()
     assert h.steps == [[(1, 0, 8), (3, 0, 4)], [(1, 8, 1), (3, 4, 1), (2, 0, 8)]]
@@ -145,7 +145,7 @@ def test_a_chunk_that_does_not_fit_the_budget_waits_and_smaller_ones_pass():
 @given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 4), st.integers(0, 2)), min_size=1, max_size=7))
 def test_chunk_bounds_depend_on_the_request_alone_and_no_step_exceeds_the_budget(shapes):
     h = harness(slots=3, max_running=3, max_step_tokens=11, prefill_chunk=8)
-    jobs = [job([0] * size, max_new=new, id=k) for k, (size, new, _) in enumerate(shapes)]
+    jobs = [job([0] * size, max_new=new, number=k) for k, (size, new, _) in enumerate(shapes)]
     for j, (_, _, steps_before) in zip(jobs, shapes, strict=True):
         for _ in range(steps_before):
             h.scheduler.step()
@@ -171,7 +171,7 @@ def test_tokens_that_a_tool_forces_are_computed_in_one_step():
 
 def test_cancelling_frees_a_running_slot_and_a_place_in_the_queue_at_the_next_step():
     h = harness(slots=1)
-    running, queued, other = (job([1], max_new=50, id=k) for k in range(3))
+    running, queued, other = (job([1], max_new=50, number=k) for k in range(3))
     for j in (running, queued, other):
         h.scheduler.submit(j)
     h.scheduler.step()
@@ -208,7 +208,7 @@ def test_ticks_advance_while_work_waits_and_when_idle():
 def test_abort_ends_running_and_waiting_requests_and_frees_their_slots():
     h = harness(slots=1)
     for k in range(3):
-        h.scheduler.submit(job([1], max_new=5, id=k))
+        h.scheduler.submit(job([1], max_new=5, number=k))
     h.scheduler.step()
     h.scheduler.abort("error")
     assert h.ended == [(0, "error"), (1, "error"), (2, "error")]
