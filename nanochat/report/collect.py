@@ -5,7 +5,7 @@ Knows nothing of how it is shown, and opens no checkpoint, dataset or model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,11 @@ from nanochat.run.stage import STAGE_NAMES
 
 COLUMNS = {"BASE": "base_eval", "MID": "mid_eval", "SFT": "chat_eval", "RL": "rl_eval"}
 """Columns of the summary table and the stages that fill them."""
+SAMPLED = (
+    ("base_eval", "base_train"),
+    ("rl_eval", "chat_rl", "chat_eval", "chat_sft", "mid_eval", "mid_train"),
+)
+"""Whose samples are shown: the first of each row that has some."""
 TRAINING = ("base_train", "mid_train", "chat_sft", "chat_rl")
 
 
@@ -84,6 +89,7 @@ def collect(run_dir: Path) -> Run:
         raise DataError(f"`{run_dir}` is not a run: it has no `spec.json`")
     spec: RunConfig = parse(RunConfig, read_json(run_dir / "spec.json"), what=f"`{run_dir / 'spec.json'}`")
     run = Run(run_dir.name, spec)
+    by_stage: dict[str, list[Sample]] = {}
     for stage in STAGE_NAMES:
         record = Record.load(run_dir / stage)
         if record is None:
@@ -93,8 +99,19 @@ def collect(run_dir: Path) -> Run:
         if stage in TRAINING:
             run.curves += curves(stage, events)
         run.scores[stage] = scores(record)
-        run.samples += samples(stage, events)
+        found = samples(stage, events)
+        if found:
+            by_stage[stage] = found
+    run.samples = shown_samples(by_stage)
     return run
+
+
+def shown_samples(by_stage: Mapping[str, list[Sample]]) -> list[Sample]:
+    """Return the samples of the base model and of the last chat model."""
+    chosen: list[Sample] = []
+    for stages in SAMPLED:
+        chosen += next((by_stage[stage] for stage in stages if stage in by_stage), [])
+    return chosen
 
 
 def _number(value: Any) -> float | None:

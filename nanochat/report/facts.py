@@ -186,11 +186,18 @@ def model(run: Run) -> str:
     if preset is None:
         return ""
     shape = preset.shape
-    total = shape.parameter_counts()["total"]
+    vocabulary = _metric(run, "tok_train", "vocab_size") or shape.vocab_size
+    total = _metric(run, "base_train", "parameters") or shape.parameter_counts()["total"]
     return (
-        f"{shape.arch}, {shape.depth} layers x {shape.width}, vocabulary {shape.vocab_size:,},"
+        f"{shape.arch}, {shape.depth} layers x {shape.width}, vocabulary {vocabulary:,},"
         f" context {shape.seq_len:,}, {count(total)} parameters"
     )
+
+
+def _metric(run: Run, stage: str, name: str) -> int | None:
+    record = run.records.get(stage)
+    value = record.metrics.get(name) if record else None
+    return value if isinstance(value, int) else None
 
 
 def training(run: Run) -> str:

@@ -132,7 +132,10 @@ def test_curves_count_a_repeated_step_once_and_the_last_attempt_wins(run_dir):
     loss = next(c for c in collect(run_dir).curves if (c.stage, c.name) == ("base_train", "train loss"))
     assert [x for x, _ in loss.points] == list(range(300))
     assert loss.points[7][1] == 9.5
-    assert [s.prompt for s in collect(run_dir).samples] == ["The <b>sea"] * 2
+    assert [(s.stage, s.prompt) for s in collect(run_dir).samples] == [
+        ("base_train", "The <b>sea"),
+        ("mid_train", "The <b>sea"),
+    ]
 
 
 def test_the_page_is_whole_needs_nothing_else_and_escapes_what_a_model_wrote(run_dir):
