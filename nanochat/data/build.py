@@ -33,6 +33,14 @@ def exclusive(target: Path) -> Iterator[None]:
         yield
 
 
+_LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\u0085\u2028\u2029"}
+
+
+def json_line(row: Any) -> bytes:
+    """Return a JSON value as one line, also for readers that take the rarer Unicode line ends for one."""
+    return json.dumps(row, ensure_ascii=False, allow_nan=False).translate(_LINE_ENDS).encode() + b"\n"
+
+
 class Builder:
     """Collects the files of one dataset in a hidden folder; `finish` puts it in place."""
 
@@ -93,7 +101,7 @@ class Builder:
         count = 0
         with atomic_writer(self.folder / name) as file:
             for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+                file.write(json_line(row))
                 count += 1
         self.register(name, kind, count, origin=origin)
 

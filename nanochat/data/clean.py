@@ -71,7 +71,7 @@ BOOKS = tuple(
 )
 _VERSE_START = re.compile(r"^\s+(\d{7,8}): (\d+),$", re.MULTILINE)
 _MARKER = re.compile(r"\\\d+:\d+\\")  # a verse number that the package left inside the text
-_NOISE = re.compile(r"\[\]|[*+]")
+_NOISE = re.compile(r" ?-(?=\[)|[*+\\\[\]]")  # marks of the printed page; words in brackets stay
 
 
 def bible_verses(source: str) -> Iterator[tuple[str, str]]:
@@ -97,7 +97,9 @@ def bible_documents(source: str, *, target_bytes: int = 4096) -> list[tuple[str,
     def flush() -> None:
         if parts:
             text = str(ast.literal_eval('"""' + "".join(parts).strip() + ' """'))
-            text = _NOISE.sub(" ", _MARKER.sub(" ", text)).replace("`", "'")
+            text = _NOISE.sub(lambda mark: "-" if "-" in mark[0] else "", _MARKER.sub(" ", text)).replace(
+                "`", "'"
+            )
             documents.append((book, plain(text.replace("\n", " "))))
             parts.clear()
 

@@ -33,7 +33,7 @@ def read_identity(path: Path) -> list[dict[str, Any]]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--identity `{path}` cannot be read as UTF-8 text: {error}") from None
     rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         where = f"--identity `{path}`, line {number}"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from nanochat.data.build import json_line
 from nanochat.data.manifest import FileEntry, load
 from nanochat.files import sha256_file, write_bytes
 
@@ -24,7 +24,7 @@ def apply_identity(folder: Path, rows: list[dict[str, Any]] | None) -> None:
     path = folder / NAME
     files = {name: entry for name, entry in manifest.files.items() if name != NAME}
     if rows is not None:
-        data = b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+        data = b"".join(map(json_line, rows))
         write_bytes(path, data)
         files[NAME] = FileEntry(sha256=sha256_file(path), bytes=len(data), kind="identity", rows=len(rows))
     if files != manifest.files:
