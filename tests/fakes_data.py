@@ -6,6 +6,8 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from nanochat.data.manifest import DatasetManifest, FileEntry, dataset_hash
 from nanochat.data.shards import shard_name, write_shard
 from nanochat.files import sha256_file
@@ -23,9 +25,15 @@ class ByteEncoder:
     def __init__(self) -> None:
         self.batches = 0
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+    def encode_documents(self, texts: Sequence[str]) -> tuple[bytes, list[int]]:
         self.batches += 1
-        return [list(text.encode()) for text in texts]
+        rows = [[self.bos, *text.encode()] for text in texts]
+        return packed(rows)
+
+
+def packed(rows: Sequence[Sequence[int]]) -> tuple[bytes, list[int]]:
+    """Return documents as the Rust tokenizer does: flat uint16 bytes, and lengths."""
+    return np.array([i for row in rows for i in row], dtype="<u2").tobytes(), [len(row) for row in rows]
 
 
 def make_texts(count: int, *, seed: int, longest: int = 120) -> list[str]:

@@ -112,11 +112,7 @@ class TokenRows:
         self.pieces = Pieces(files, shards, seq_len)
         self._tokens = [files.tokens(shard) for shard in shards]
         self._bases = np.concatenate([[0], np.cumsum([shard.tokens for shard in shards])]).astype(np.int64)
-        self._bos: int | None = None
-        for tokens in self._tokens:
-            if len(tokens):
-                self._bos = int(tokens[0])
-                break
+        self._bos = next((int(tokens[0]) for tokens in self._tokens if len(tokens)), 0)
 
     def fill(self, row: Row, out: NDArray[np.int64]) -> None:
         """Write a full row into `out` [T + 1] int64."""

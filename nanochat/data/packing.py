@@ -42,7 +42,7 @@ def shuffled(count: int, key: int) -> NDArray[np.int64]:
 
 
 def epoch_order(group_sizes: Sequence[int], *, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Return the order [pieces] int64 of one epoch: groups shuffled, then their pieces, eight groups at a time."""
+    """Return the order [pieces] int64 of one epoch: groups shuffled, then the pieces of eight at a time."""
     key = seed * 1_000_003 + epoch
     starts = np.concatenate([[0], np.cumsum(np.asarray(group_sizes, dtype=np.int64))])
     groups = shuffled(len(group_sizes), key)

@@ -35,12 +35,12 @@ class Encoder(Protocol):
     """The part of `nanochat.tokenizer.Tokenizer` that token files need."""
 
     @property
-    def bos(self) -> int: ...
-    @property
     def vocab_size(self) -> int: ...
     @property
     def hash(self) -> str: ...
-    def encode_batch(self, texts: list[str]) -> list[list[int]]: ...
+    def encode_documents(self, texts: Sequence[str]) -> tuple[bytes, list[int]]:
+        """Return `[bos] + ids` of every text as little-endian uint16, and their lengths in tokens."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,12 +218,8 @@ def _write_ids(file: IO[bytes], texts: Iterator[str], *, tokenizer: Encoder, len
     """Write `[bos] + ids` of every text, append the lengths, return the hex sha256."""
     digest = hashlib.sha256()
     while batch := list(islice(texts, BATCH_DOCUMENTS)):
-        flat: list[int] = []
-        for ids in tokenizer.encode_batch(batch):
-            flat.append(tokenizer.bos)
-            flat.extend(ids)
-            lengths.append(len(ids) + 1)
-        data = np.asarray(flat, dtype="<u2").tobytes()
+        data, counts = tokenizer.encode_documents(batch)
+        lengths += counts
         digest.update(data)
         file.write(data)
     return digest.hexdigest()

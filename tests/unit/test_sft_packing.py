@@ -36,7 +36,7 @@ def chat(items, *, seq_len, masked=True, rows=4, rank=0, world=1, position=None)
 @pytest.mark.parametrize("longest", [20, 300, 5000])
 @pytest.mark.parametrize("masked", [True, False])
 def test_every_row_has_a_supervised_target_at_any_context(seq_len, longest, masked):
-    """Contexts below 2,048 once gave batches of padding alone: NaN, or an endless search for one that fits."""
+    """Contexts below 2,048 have given others batches of padding alone (NaN) or an endless search."""
     items = [*conversations(300, longest=longest), conversation(1, 5)]
     batches = chat(items, seq_len=seq_len, masked=masked)
     for _ in range(60):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fakes_data import ByteEncoder, make_dataset, make_texts
+from fakes_data import ByteEncoder, make_dataset, make_texts, packed
 
 from nanochat.data.tokens import TokenFiles, tokenize_dataset, tokens_folder
 from nanochat.errors import ConfigError, DataError
@@ -51,10 +51,10 @@ def test_a_run_killed_between_shards_continues_there(dataset):
     folder, _ = dataset
 
     class Killed(ByteEncoder):
-        def encode_batch(self, texts):
+        def encode_documents(self, texts):
             if self.batches == 1:
                 raise KeyboardInterrupt
-            return super().encode_batch(texts)
+            return super().encode_documents(texts)
 
     with pytest.raises(KeyboardInterrupt):
         tokenize_dataset(folder, Killed())
@@ -128,8 +128,8 @@ def test_a_vocabulary_above_sixteen_bits_is_refused(dataset):
 
 def test_ids_survive_as_little_endian_uint16(tmp_path):
     class High(ByteEncoder):
-        def encode_batch(self, texts):
-            return [[65_535, 255, 256] for _ in texts]
+        def encode_documents(self, texts):
+            return packed([[256, 65_535, 255, 256] for _ in texts])
 
     folder = make_dataset(tmp_path / "high", [["a"], ["b"]])
     files = TokenFiles.load(tokenize_dataset(folder, High()))
