@@ -23,6 +23,10 @@ from nanochat.run.events import EventLog, read_events
 from nanochat.run.record import Record, hash_outputs
 from nanochat.settings import Home
 from nanochat.shape import Shape
+from nanochat.tasks import mixture
+from nanochat.tasks.multiple_choice import ask
+from nanochat.tasks.problem import questions
+from nanochat.tasks.stable import normalise
 from nanochat.tokenizer import Tokenizer
 from nanochat.train.stages import base_eval, chat_eval, tok_eval
 from tests.bench import bpb as bench
@@ -132,3 +136,16 @@ def test_a_stage_evaluates_no_other_stages_model(home):
         chat_eval.run(context)
     with pytest.raises(DataError, match="lists 0 exported models"):
         load_model(home, Record.load(home.stage("small", "tok_train")))
+
+
+@pytest.mark.parametrize("preset", ["smoke", "tiny"])
+def test_no_question_of_the_generated_evaluation_is_trained(home, preset):
+    dataset = home.dataset("generated")
+    held = mixture.held_out(dataset, limit=None)
+    asked = {normalise(ask(problem)) for problems in held.choice.values() for problem in problems}
+    asked |= {normalise(problem.question) for problems in held.generative.values() for problem in problems}
+    spec = SPEC.model_copy(update={"preset": preset})
+    for make in (mixture.mid_conversations, mixture.sft_conversations):
+        chats = make(dataset, seed=42, spec=spec)
+        assert len(chats) > 500
+        assert not asked & {normalise(question) for chat in chats for question in questions(chat)}
