@@ -10,7 +10,10 @@ from typing import Any
 
 from nanochat.files import write_json
 from nanochat.run.config import RunConfig, StageConfig
+from nanochat.run.record import Record, find_inputs, hash_outputs
+from nanochat.run.setup import load_config
 from nanochat.run.stage import STAGES
+from nanochat.run.stage import stage as find_stage
 from nanochat.settings import Home
 
 ROOT = Path(__file__).parents[1]
@@ -72,6 +75,23 @@ class FakeHome:
         path = self.home.stage(run, stage) / "config.json"
         write_json(path, StageConfig(stage=stage, spec=spec).model_dump(mode="json"))
         return path
+
+    def finish(self, stage: str, run: str = "r", **values: Any) -> Record:
+        """Leave the record of a finished stage and its one output, without a process."""
+        asked = load_config(self.config(stage, run, **values))
+        folder = self.home.stage(run, stage)
+        out = folder / "out.txt"
+        out.write_text(stage)
+        inputs = find_inputs(find_stage(stage), self.home.run(run))
+        record = Record(
+            stage=stage,
+            config=asked.spec.relevant(find_stage(stage)),
+            config_hash=asked.hash,
+            inputs={name: found.hash for name, found in inputs.items()},
+            outputs=hash_outputs([out], self.home),
+        )
+        record.save(folder)
+        return record
 
     def launch(self, config: Path, *arguments: str, **options: Any) -> subprocess.Popen[str]:
         """Start the launcher on a `config.json`; its stderr is a pipe."""
