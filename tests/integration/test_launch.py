@@ -15,6 +15,7 @@ from nanochat.run.record import Record
 
 STEPS = """
 def run(context):
+    context.raise_if_stopped()
     for step in range(1, 3001):
         context.emit("step", step=step, steps=3000, unit="step")
         context.raise_if_stopped(f"step {step} is saved")
@@ -347,6 +348,7 @@ def test_a_signal_reaches_two_ranks_and_both_save(trained):
     source = (
         TWO_RANKS
         % """
+    context.raise_if_stopped()
     for step in range(1, 3001):
         context.emit("step", step=step, steps=3000)
         context.raise_if_stopped(f"step {step} is saved")
