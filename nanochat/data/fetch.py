@@ -54,7 +54,7 @@ class Policy:
     backoff_s: float = 1.0
     longest_backoff_s: float = 60.0
 
-    def delay(self, failures: int, pick: random.Random, retry_after_s: float | None = None) -> float:
+    def delay(self, failures: int, pick: random.Random, *, retry_after_s: float | None = None) -> float:
         """Return seconds to wait after the n-th failure in a row: doubled each time, half of it random."""
         if retry_after_s is not None:
             return min(retry_after_s, self.longest_backoff_s)
@@ -154,7 +154,11 @@ class Downloader:
                     raise UnavailableError(
                         f"cannot fetch `{item.url}`: {str(error) or type(error).__name__}"
                     ) from None
-                self._pause(self.policy.delay(failures, self._random, getattr(error, "retry_after_s", None)))
+                self._pause(
+                    self.policy.delay(
+                        failures, self._random, retry_after_s=getattr(error, "retry_after_s", None)
+                    )
+                )
 
     def _stream(self, client: httpx.Client, item: Item, part: Path) -> str | None:
         """Append to the part file what is missing; return the checksum that the hub announces, if any."""

