@@ -12,8 +12,8 @@ Knows nothing of batches, files or the API's requests.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Literal, NotRequired, TypedDict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
 from nanochat.errors import DataError
 from nanochat.tokenizer import Tokenizer
@@ -42,18 +42,24 @@ class Conversation(TypedDict):
     id: NotRequired[str]
 
 
+Unchecked = Sequence[Mapping[str, Any]]
+"""Messages of a file or a request, checked before use; a list of `Message` is one."""
+
 _Piece = tuple[list[int], int]  # ids and their mask
 
 _BRACKETS = {"python": ("python_start", "python_end", 1), "python_output": ("output_start", "output_end", 0)}
 
 
-def find_fault(messages: Sequence[Message]) -> tuple[str, str] | None:
+def find_fault(messages: Unchecked) -> tuple[str, str] | None:
     """Return the first thing wrong with `messages`, as (field, sentence about it), or None.
 
     The field is a path such as `messages[2].role`.
     """
-    if not messages:
+    if not messages or not isinstance(messages, list | tuple):
         return "messages", "holds no message"
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict):
+            return f"messages[{index}]", f"is {type(message).__name__}, not an object with role and content"
     head = 1 if messages[0].get("role") == "system" else 0
     for index, message in enumerate(messages):
         expected = "system" if index < head else ("user", "assistant")[(index - head) % 2]
@@ -69,7 +75,7 @@ def find_fault(messages: Sequence[Message]) -> tuple[str, str] | None:
     return ("messages", "holds a system message and no user turn") if head == len(messages) else None
 
 
-def _content_fault(message: Message) -> str | None:
+def _content_fault(message: Mapping[str, Any]) -> str | None:
     content = message.get("content")
     if isinstance(content, str):
         return None
@@ -86,18 +92,20 @@ def _content_fault(message: Message) -> str | None:
 
 
 def render(
-    tokenizer: Tokenizer, conversation: Conversation, *, max_tokens: int | None = None
+    tokenizer: Tokenizer, conversation: Mapping[str, Any], *, max_tokens: int | None = None
 ) -> tuple[list[int], list[int]]:
     """Return ids and mask, equally long; mask 1 marks a token that training should predict.
 
     The first `max_tokens` are kept.
+
+    `conversation` is a `Conversation`, or JSON that should be one.
 
     Raises:
         DataError: roles do not alternate or a content is malformed; names the message's index.
     """
     ids: list[int] = []
     mask: list[int] = []
-    for piece, supervised in _pieces(tokenizer, conversation["messages"]):
+    for piece, supervised in _pieces(tokenizer, _checked(conversation.get("messages", ()))):
         ids += piece
         mask += [supervised] * len(piece)
         if max_tokens is not None and len(ids) >= max_tokens:
@@ -105,25 +113,28 @@ def render(
     return ids[:max_tokens], mask[:max_tokens]
 
 
-def render_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
+def render_prompt(tokenizer: Tokenizer, messages: Unchecked) -> list[int]:
     """Return the ids after which the assistant answers: the last one is `assistant_start`.
 
     Raises:
         DataError: as `render`, or the last message is not the user's.
     """
-    ids = [token for piece, _ in _pieces(tokenizer, messages) for token in piece]
-    if messages[-1]["role"] != "user":
-        last = len(messages) - 1
-        raise DataError(
-            f"messages[{last}].role is {messages[last]['role']!r}: the last message must be the user's"
-        )
+    checked = _checked(messages)
+    if checked[-1]["role"] != "user":
+        last = len(checked) - 1
+        raise DataError(f"messages[{last}].role is 'assistant': the last message must be the user's")
+    ids = [token for piece, _ in _pieces(tokenizer, checked) for token in piece]
     return [*ids, tokenizer.special("assistant_start")]
 
 
-def _pieces(tokenizer: Tokenizer, messages: Sequence[Message]) -> Iterator[_Piece]:
+def _checked(messages: Unchecked) -> Sequence[Message]:
     fault = find_fault(messages)
     if fault:
         raise DataError(f"{fault[0]} {fault[1]}")
+    return cast(Sequence[Message], messages)
+
+
+def _pieces(tokenizer: Tokenizer, messages: Sequence[Message]) -> Iterator[_Piece]:
     special = tokenizer.specials
     yield [special["bos"]], 0
     head = ""
