@@ -57,4 +57,4 @@ def load_model(home: Home, record: Record) -> LoadedModel:
     folder = model_folder(home, record)
     device = select_device()
     model, tokenizer = folder.load(device.torch, device.dtype)
-    return LoadedModel(folder.id, model, tokenizer, torch.device(device.torch), device.dtype)
+    return LoadedModel(folder.id, model, tokenizer, device.torch, device.dtype)

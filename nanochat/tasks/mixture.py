@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from nanochat.chat import find_fault
+from nanochat.errors import DataError
 from nanochat.tasks import arithmetic, gsm8k, identity, multiple_choice, read, spelling
 from nanochat.tasks.problem import Choice, Conversation, Problem
 from nanochat.tasks.stable import fraction, stream
@@ -180,15 +182,24 @@ def _take(dataset: Path, share: Share, *, seed: str) -> list[Conversation]:
 def identity_conversations(dataset: Path) -> list[Conversation]:
     """Return the user's own identity conversations where the dataset has them, else the built-in ones."""
     own = dataset / "chat" / "identity.jsonl"
-    return [row for _, row in read.rows(own)] if own.exists() else identity.conversations()
+    if not own.exists():
+        return identity.conversations()
+    return [chat_row(row, read.where(own, index)) for index, row in read.rows(own)]
 
 
 Convert = Callable[[dict[str, object], str], Conversation]
 
 
 def chat_row(row: dict[str, object], where: str) -> Conversation:
-    """Return a line of a chat file as it is."""
-    return row
+    """Return a line of a chat file as it is.
+
+    Raises:
+        DataError: roles do not alternate or a content is malformed; names the line.
+    """
+    messages: Any = row.get("messages", ())
+    if fault := find_fault(messages):
+        raise DataError(f"{where}: {fault[0]} {fault[1]}")
+    return Conversation(messages=messages)
 
 
 def mc_row(row: dict[str, object], where: str) -> Conversation:

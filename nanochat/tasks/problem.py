@@ -7,43 +7,57 @@ each with a role and a content that is a text or a list of typed parts.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-Conversation = dict[str, Any]
-Message = dict[str, Any]
-Part = dict[str, str]
+from nanochat.chat import Conversation, Message, Part
+
+__all__ = [
+    "Choice",
+    "Conversation",
+    "Message",
+    "Part",
+    "Problem",
+    "assistant",
+    "conversation",
+    "python",
+    "python_output",
+    "questions",
+    "text",
+    "user",
+]
 
 
 def user(text: str) -> Message:
     """Return a user's message."""
-    return {"role": "user", "content": text}
+    return Message(role="user", content=text)
 
 
 def assistant(*parts: Part | str) -> Message:
     """Return an assistant's message: one plain text, or typed parts."""
     if len(parts) == 1 and isinstance(parts[0], str):
-        return {"role": "assistant", "content": parts[0]}
-    return {"role": "assistant", "content": [text(part) if isinstance(part, str) else part for part in parts]}
+        return Message(role="assistant", content=parts[0])
+    return Message(
+        role="assistant", content=[text(part) if isinstance(part, str) else part for part in parts]
+    )
 
 
 def text(value: str) -> Part:
     """Return a part that is written to the user."""
-    return {"type": "text", "text": value}
+    return Part(type="text", text=value)
 
 
 def python(expression: str) -> Part:
     """Return a part that calls the calculator."""
-    return {"type": "python", "text": expression}
+    return Part(type="python", text=expression)
 
 
 def python_output(value: str) -> Part:
     """Return the calculator's answer; it is forced, so training never scores it."""
-    return {"type": "python_output", "text": value}
+    return Part(type="python_output", text=value)
 
 
 def conversation(*messages: Message) -> Conversation:
     """Return a conversation of these messages."""
-    return {"messages": list(messages)}
+    return Conversation(messages=list(messages))
 
 
 def questions(chat: Conversation) -> list[str]:

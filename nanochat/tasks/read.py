@@ -13,7 +13,7 @@ from typing import Any
 from nanochat.errors import DataError
 
 
-def rows(path: Path, wanted: frozenset[int] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+def rows(path: Path, wanted: frozenset[int] | None = None) -> Iterator[tuple[int, Any]]:
     """Yield (line number from 0, object) of a JSONL file; only the lines `wanted`, where given.
 
     Raises:

@@ -176,6 +176,14 @@ def test_a_damaged_line_is_named(tmp_path, row, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["chitchat-train", "identity"])
+def test_a_malformed_conversation_is_named(dataset, name):
+    with (dataset / "chat" / f"{name}.jsonl").open("a") as file:
+        file.write('{"messages": [{"role": "assistant", "content": "hello"}]}\n')
+    with pytest.raises(DataError, match=r"line \d+: messages\[0\]\.role is 'assistant'"):
+        mixture.mid_conversations(dataset, seed=1, spec=TINY)
+
+
 def test_streams_of_opposite_seeds_differ():
     assert stream("t", 1).random() != stream("t", -1).random()
     assert fraction("a", "bc") != fraction("ab", "c")
