@@ -321,6 +321,7 @@ def trained(tmp_path):
     return make
 
 
+@pytest.mark.timeout(120)
 def test_two_ranks_run_one_stage_and_leave_one_record(trained):
     fake, config = trained(TWO_RANKS % "", nproc=2)
     code, _, err = end(fake.launch(config))
@@ -331,6 +332,7 @@ def test_two_ranks_run_one_stage_and_leave_one_record(trained):
     assert [e["status"] for e in read_events(config.parent / "events.jsonl", "stage")] == ["start", "done"]
 
 
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     ("action", "code", "words"),
     [
@@ -344,6 +346,7 @@ def test_one_of_two_ranks_fails_and_its_reason_is_the_stage_s(trained, action, c
     assert_failed(fake, config, end(fake.launch(config)), code, words)
 
 
+@pytest.mark.timeout(120)
 def test_a_signal_reaches_two_ranks_and_both_save(trained):
     source = (
         TWO_RANKS
