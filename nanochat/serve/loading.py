@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING
 
 from nanochat.chat import render_prompt
 from nanochat.checkpoint.models import resolve_model
-from nanochat.device import select_device
-from nanochat.engine.engine import Engine, Limits
 from nanochat.engine.request import SamplingParams
 from nanochat.errors import DataError
 from nanochat.serve.messages import Turn
-from nanochat.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from nanochat.engine.engine import Engine
     from nanochat.settings import Home
+    from nanochat.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +61,13 @@ def load_engine(home: Home, *, run: str, max_running: int = 8) -> Loaded:
         DataError: a file does not match the manifest, or the model makes no token.
     """
     folder = resolve_model(home, run)
+    log.info("event=load model=%s", folder.id)
+    # torch takes seconds to import; a run without a model is an error before that
+    from nanochat.device import select_device
+    from nanochat.engine.engine import Engine, Limits
+
     device = select_device()
-    model, tokenizer = folder.load(device.torch_device, device.compute_dtype)
+    model, tokenizer = folder.load(device.torch, device.dtype)
     engine = Engine(model, tokenizer, limits=Limits(max_running=max_running, max_waiting=1 << 16))
     engine.run_thread(threads=None)  # cores - 1: the event loop has the last one
     prompts = TokenizerPrompts(tokenizer)

@@ -192,6 +192,7 @@ def run_server(
     """
     from nanochat.serve.keys import Keys
 
+    _log_to_stderr()
     keys = None if api_keys is None else Keys.load(api_keys)
     address = bind(host, port)
     try:
@@ -205,6 +206,14 @@ def run_server(
         app.state.context.engine.close()
     finally:
         address.sock.close()
+
+
+def _log_to_stderr() -> None:
+    """One event a line; uvicorn's own chatter only from warnings up."""
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s level=%(levelname)s %(message)s"
+    )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
 
 
 def _load_app(home: Home, *, run: str, keys: Any, max_running: int, limits: Limits | None) -> FastAPI:

@@ -193,7 +193,9 @@ def test_the_page_speaks_chinese(open_page):
     expect(chat.answers()).to_contain_text("You said: 数字 九十九 🌊 好")
     chat.page.reload()
     expect(chat.page.get_by_role("button", name="新对话")).to_be_visible()
-    expect(open_page(locale="zh-CN").page.locator("#draft")).to_have_attribute("placeholder", "想问什么都可以")
+    expect(open_page(locale="zh-CN").page.locator("#draft")).to_have_attribute(
+        "placeholder", "想问什么都可以"
+    )
 
 
 def test_dark_and_light_follow_the_system_and_the_button(open_page):
@@ -229,7 +231,8 @@ def test_every_control_has_a_name_in_both_languages(open_page):
     chat.ask("hi")
     chat.settled()
     script = """() => [...document.querySelectorAll('button, textarea, input')].filter((node) =>
-        !(node.getAttribute('aria-label') || node.textContent.trim() || node.labels?.length)).map((node) => node.id)"""
+        !(node.getAttribute('aria-label') || node.textContent.trim() || node.labels?.length)
+        ).map((node) => node.id)"""
     assert chat.page.evaluate(script) == []
     chat.page.get_by_role("button", name="切换到中文").click()
     assert chat.page.evaluate(script) == []
@@ -268,7 +271,7 @@ def test_errors_are_told_in_words_with_a_way_on(open_page):
 def test_a_stream_that_breaks_off_keeps_its_part_and_says_so(open_page):
     chat = open_page()
     head = 'data: {"choices":[{"index":0,"delta":{"content":"half an ans"},"finish_reason":null}]}\n\n'
-    error = 'data: {"error":{"message":"the server shut down","type":"server_error","param":null,"code":null}}\n\n'
+    error = 'data: {"error":{"message":"it broke","type":"server_error","param":null,"code":null}}\n\n'
     chat.page.route(
         "**/v1/chat/completions",
         lambda route: route.fulfill(body=head + error, content_type="text/event-stream"),

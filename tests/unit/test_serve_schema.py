@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nanochat.errors import RequestError
+from nanochat.serve.messages import turns
 from nanochat.serve.schema import parse_chat, parse_completion
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -229,3 +233,36 @@ def test_completions_default_to_16_tokens_and_5_logprobs_at_most():
     assert completion().token_limit == 16
     assert completion(logprobs=0).alternatives == 0
     assert refusal_of(completion, logprobs=6).param == "logprobs"
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=6,
+)
+SUPPORTED = (
+    "temperature top_p n stop seed stream max_tokens stream_options logprobs top_logprobs top_k ignore_eos"
+)
+FIELDS = st.sampled_from(
+    [*CHAT_FIELDS_OF_OPENAI_NOT_SUPPORTED, *SUPPORTED.split(), "prompt", "messages", "model", "extra"]
+)
+MESSAGES = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "assistant", "system", "tool", 3]), "content": JSON_VALUES}
+    ),
+    max_size=4,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(fields=st.dictionaries(FIELDS, JSON_VALUES, max_size=5), messages=MESSAGES)
+def test_no_body_whatever_it_holds_is_our_fault(fields, messages):
+    def parse_all(raw):
+        turns(parse_chat(raw).messages, limit=10)
+
+    for parse, base in ((parse_all, {"messages": messages}), (parse_completion, {"prompt": "a"})):
+        with contextlib.suppress(RequestError):
+            body = parse(json.dumps({"model": "m", **base, **fields}).encode())
+            if body is not None:
+                body.prompts(100)
+                body.stops()

@@ -1,18 +1,42 @@
-"""The HTTP surface is frozen: a change of `tests/surface/routes.txt` is a decision, not an accident."""
+"""The HTTP surface is frozen: a change of a file in `tests/surface` is a decision, not an accident."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from nanochat.serve.app import create_app
+from nanochat.serve.page import load_page
 from nanochat.serve.stub import StubEngine, StubPrompts
 
-SURFACE = Path(__file__).parents[1] / "surface" / "routes.txt"
+SURFACE = Path(__file__).parents[1] / "surface"
 
 
-def test_the_routes_are_those_of_the_surface_file():
-    app = create_app(StubEngine(), StubPrompts(), model_id="stub")
+@pytest.fixture
+def app():
+    return create_app(StubEngine(), StubPrompts(), model_id="stub")
+
+
+def test_the_routes_are_those_of_the_surface_file(app):
     found = sorted(
         (route.path, ",".join(sorted(route.methods))) for route in app.routes if hasattr(route, "methods")
     )
-    assert [f"{methods} {path}" for path, methods in found] == SURFACE.read_text().splitlines()
+    lines = [f"{methods} {path}" for path, methods in found]
+    assert lines == (SURFACE / "routes.txt").read_text().splitlines()
+
+
+def test_the_metrics_are_those_of_the_surface_file(app):
+    families = app.state.context.metrics.registry.collect()
+    lines = sorted(f"{family.name} {family.type}" for family in families)
+    assert lines == (SURFACE / "metrics.txt").read_text().splitlines()
+
+
+def test_the_page_needs_nothing_from_elsewhere():
+    page = load_page()
+    text = page.html.decode()
+    for mark in ("http://", "https://", "//cdn", "@import", "url(", " style=", "innerHTML", "eval("):
+        assert mark not in text.replace("http://www.w3.org/", "")
+    policy = page.headers["content-security-policy"]
+    assert "unsafe" not in policy
+    assert policy.count("'sha256-") == text.count("<script>") + text.count("<style>")
