@@ -29,7 +29,7 @@ from nanochat.checkpoint.folder import (
 from nanochat.checkpoint.group import Group, current
 from nanochat.checkpoint.tensors import Tensors, read_tensors, write_tensors
 from nanochat.errors import ConfigError, DataError, NanochatError, RunLockedError, StorageError
-from nanochat.files import read_json, storage_errors
+from nanochat.files import fsync_dir, read_json, storage_errors
 from nanochat.settings import Topology
 
 if TYPE_CHECKING:
@@ -146,7 +146,10 @@ class CheckpointStore:
     ) -> dict[str, Entry]:
         """Write this rank's files; ranks other than 0 also leave `<file>.json` with the entry for rank 0."""
         with storage_errors(incoming):
-            incoming.mkdir(parents=True, exist_ok=True)
+            if not self.folder.exists():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                fsync_dir(self.folder.parent)
+            incoming.mkdir(exist_ok=True)
         shard = f"optim-rank{place.rank:05d}-of-{place.world_size:05d}.safetensors"
         entries = {shard: write_tensors(incoming / shard, optim)}
         if place.rank == 0:
