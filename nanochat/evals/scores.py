@@ -69,10 +69,10 @@ def chat_core(accuracies: Mapping[str, float]) -> float | None:
 def centred_mean(scores: list[Score]) -> tuple[str, float] | None:
     """Return the name and value of the mean centred accuracy of `scores`.
 
-    The name is `chatcore` only for its five tasks; any other set is named after its tasks. None without
-    scores.
+    The name is `chatcore` only for its five tasks; any other set is named after its tasks. None for fewer
+    than two scores: the mean of one says nothing new.
     """
-    if not scores:
+    if len(scores) < 2:
         return None
     accuracies = {score.task: score.accuracy for score in scores}
     core = chat_core(accuracies) if accuracies.keys() == CHAT_CORE.keys() else None
