@@ -46,7 +46,7 @@ impl Encoder {
             let rank = rank as u32;
             let twin = match token.len() {
                 0 => return Err(Error::Value(format!("token {rank} is empty"))),
-                ..=SHORT => encoder.short.insert(pack(token, 0, token.len()), rank),
+                1..=SHORT => encoder.short.insert(pack(token, 0, token.len()), rank),
                 _ => encoder.long.insert(token.as_slice().into(), rank),
             };
             if let Some(twin) = twin {
@@ -176,10 +176,13 @@ impl Encoder {
         let mut ranks: Vec<u32> = parts.windows(2).map(|pair| self.rank_of(pair[0], pair[1])).collect();
         ranks.push(NONE);
         let mut next: Vec<usize> = (1..=size).collect();
-        let mut previous: Vec<usize> = (0..size).map(|at| at.wrapping_sub(1)).collect();
-        let present = ranks.iter().enumerate().filter(|(_, &rank)| rank != NONE);
-        let mut queue: BinaryHeap<Reverse<(u32, usize)>> =
-            present.map(|(at, &rank)| Reverse((rank, at))).collect();
+        let mut previous: Vec<usize> = (0..size).map(|at| at.saturating_sub(1)).collect();
+        let mut queue: BinaryHeap<Reverse<(u32, usize)>> = ranks
+            .iter()
+            .enumerate()
+            .filter(|(_, &rank)| rank != NONE)
+            .map(|(at, &rank)| Reverse((rank, at)))
+            .collect();
 
         while let Some(Reverse((rank, at))) = queue.pop() {
             if ranks[at] != rank {
@@ -192,12 +195,9 @@ impl Encoder {
             if next[at] < size {
                 previous[next[at]] = at;
             }
-            let around = [(at > 0).then(|| previous[at]), Some(at)];
-            for place in around.into_iter().flatten() {
-                ranks[place] = match next[place] {
-                    after if after < size => self.rank_of(parts[place], parts[after]),
-                    _ => NONE,
-                };
+            for place in [(at > 0).then(|| previous[at]), Some(at)].into_iter().flatten() {
+                let after = next[place];
+                ranks[place] = if after < size { self.rank_of(parts[place], parts[after]) } else { NONE };
                 if ranks[place] != NONE {
                     queue.push(Reverse((ranks[place], place)));
                 }

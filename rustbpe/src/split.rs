@@ -272,10 +272,11 @@ mod tests {
     }
 
     #[test]
-    fn every_code_point_has_the_class_of_the_regular_expression() {
+    fn every_assigned_code_point_has_the_class_of_the_regular_expression() {
         let fast = Splitter::new(GPT4_PATTERN).unwrap();
         let slow = Splitter::by_regex(GPT4_PATTERN).unwrap();
-        for code in (0..0x11_0000).filter_map(char::from_u32) {
+        let assigned = (0..0x3_2500).chain(0xe_0000..0xe_0200); // the rest is empty or private
+        for code in assigned.filter_map(char::from_u32) {
             let text = format!(" {code}{code}a{code}\n");
             assert_eq!(chunks(&fast, &text), chunks(&slow, &text), "{text:?}");
         }
