@@ -121,6 +121,32 @@ def compression(run: Run) -> list[list[str]]:
     ]
 
 
+_FIGURES = (
+    ("model", str, "{}"),
+    ("documents", int, "{:,} documents"),
+    ("conversations", int, "{:,} conversations"),
+    ("utf8_bytes", int, "{:,} bytes"),
+    ("vocab_size", int, "vocabulary {:,}"),
+    ("compared_with", str, "beside {}"),
+    ("bytes_per_token", float, "{:.2f} bytes a token"),
+    ("steps", int, "{:,} steps"),
+    ("tokens", int, "{:,} tokens"),
+    ("tok_per_s", float, "{:,.0f} tokens/s"),
+    ("mfu", float, "MFU {:.1%}"),
+    ("dtype", str, "{}"),
+    ("loss", float, "loss {:.3f}"),
+    ("val_bpb", float, "validation {:.4f} bits per byte"),
+)
+"""Metrics of records that the stage table shows, in this order."""
+
+
+def figures(metrics: dict[str, Any]) -> str:
+    """Return the figures of a stage that matter most, on one line."""
+    return ", ".join(
+        form.format(metrics[name]) for name, kind, form in _FIGURES if isinstance(metrics.get(name), kind)
+    )
+
+
 def duration(seconds: float) -> str:
     """Return seconds as `42 s`, `3 min 07 s` or `2 h 05 min`."""
     if seconds < 60:

@@ -52,23 +52,10 @@ def summary_table(run_dir: Path) -> str:
 def stage_rows(run: Run) -> list[list[str]]:
     """Return stage, wall time, attempts and a short list of its own figures."""
     return [
-        [stage, facts.duration(record.wall_s), str(record.attempts), details(record.metrics)]
+        [stage, facts.duration(record.wall_s), str(record.attempts), facts.figures(record.metrics)]
         for stage, record in run.records.items()
         if stage != "report"
     ]
-
-
-def details(metrics: dict[str, object]) -> str:
-    """Return the plain numbers and names among a record's metrics, on one line."""
-    parts = []
-    for name, value in metrics.items():
-        if isinstance(value, bool | str) and len(str(value)) <= 40:
-            parts.append(f"{name} {value}")
-        elif isinstance(value, int):
-            parts.append(f"{name} {value:,}")
-        elif isinstance(value, float):
-            parts.append(f"{name} {value:,.0f}" if abs(value) >= 10_000 else f"{name} {value:.4g}")
-    return ", ".join(parts)
 
 
 def interval_rows(run: Run) -> list[list[str]]:

@@ -192,7 +192,7 @@ def _stages(run: Run) -> str:
     rows = [
         f"<tr><td>{escape(name)}</td><td>{facts.duration(record.wall_s)}</td>"
         f'<td class="bar"><i style="width:{record.wall_s / longest:.1%}"></i></td>'
-        f'<td class="figures">{escape(markdown.details(record.metrics))}</td></tr>'
+        f'<td class="figures">{escape(facts.figures(record.metrics))}</td></tr>'
         for name, record in records.items()
     ]
     total = f'<td class="best">Total</td><td class="best">{facts.duration(run.wall_s)}</td>'

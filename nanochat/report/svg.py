@@ -148,7 +148,7 @@ def line_chart(lines: Sequence[Line], *, x_title: str, y_title: str, caption: st
     return "".join([*parts, "</svg>"])
 
 
-SPAN, ROW, GAP, NAMES, VALUES = 720, 22, 12, 262, 58
+SPAN, ROW, GAP, NAMES, VALUES = 720, 22, 12, 262, 72
 
 
 def interval_chart(rows: Sequence[Interval], *, caption: str) -> str:

@@ -155,7 +155,7 @@ def test_the_page_is_whole_needs_nothing_else_and_escapes_what_a_model_wrote(run
 def test_markdown_holds_header_stages_intervals_and_unbroken_samples(run_dir):
     text = markdown(collect(run_dir))
     assert "| Wall time" in text
-    assert "loss 3.21, tokens 1,234,567" in text
+    assert "1,234,567 tokens, loss 3.210" in text
     assert "21.0% to 31.0%" in text
     assert re.search(r"\| encyclopedia +\| 9,000 \| +3\.40 \| +4\.50 \|", text)
     assert quote("a ``` b").startswith("````text\n")
