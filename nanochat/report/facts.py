@@ -127,7 +127,7 @@ _FIGURES = (
     ("conversations", int, "{:,} conversations"),
     ("utf8_bytes", int, "{:,} bytes"),
     ("vocab_size", int, "vocabulary {:,}"),
-    ("compared_with", str, "beside {}"),
+    ("compared_with", str, "compared with {}"),
     ("bytes_per_token", float, "{:.2f} bytes a token"),
     ("steps", int, "{:,} steps"),
     ("tokens", int, "{:,} tokens"),

@@ -205,12 +205,12 @@ def _samples(samples: Sequence[Sample]) -> str:
         return ""
     cards = [
         f'<div class="sample"><b>{escape(sample.stage)}</b><mark>{escape(sample.prompt.strip())}</mark>'
-        f"{_joint(sample)}{escape(sample.text.strip())}</div>"
+        f"{escape(_answer(sample))}</div>"
         for sample in samples
     ]
     return f'<h2>Samples</h2><div class="samples">{"".join(cards)}</div>'
 
 
-def _joint(sample: Sample) -> str:
-    """Return what stands between prompt and text: a chat answers on a new line, a base model continues."""
-    return " " if sample.stage.startswith("base") else "\n"
+def _answer(sample: Sample) -> str:
+    """Return the text as it stands behind its prompt: a base model continues it, a chat model answers below."""
+    return sample.text.rstrip() if sample.stage.startswith("base") else f"\n{sample.text.strip()}"
