@@ -199,7 +199,7 @@ def run_server(
         app = _load_app(home, run=run, keys=keys, max_running=max_running, limits=limits)
         if keys is None and host not in ("127.0.0.1", "::1", "localhost"):
             log.warning(
-                "event=open host=%s hint=anyone who reaches this port can use it: add --api-keys FILE", host
+                'event=open host=%s hint="anyone who reaches this port can use it: add --api-keys FILE"', host
             )
         announce(address, app.state.context.model_id, keys=keys is not None, as_json=as_json, out=out)
         serve(app, address, limits=limits, grace_s=grace_s)

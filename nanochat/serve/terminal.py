@@ -25,8 +25,11 @@ from nanochat.serve.prompts import Prompts
 if TYPE_CHECKING:
     from nanochat.settings import Home
 
-HELP = """[bold]/temperature T[/] how daring, 0 to 2    [bold]/topk K[/] choose among the K likeliest, 0: all
-[bold]/clear[/] forget the conversation     [bold]/help[/] this text     [bold]/quit[/] leave (also Ctrl-D)
+HELP = """[bold]/temperature T[/]  how daring, 0 to 2
+[bold]/topk K[/]         choose among the K likeliest, 0: all
+[bold]/clear[/]          forget the conversation
+[bold]/help[/]           this text
+[bold]/quit[/]           leave (also Ctrl-D)
 Ctrl-C stops an answer."""
 _COMMANDS = ("/help", "/temperature", "/topk", "/clear", "/quit")
 
@@ -77,7 +80,7 @@ class Session:
             self.engine.cancel(request)
             for delta in stream:
                 parts.append(delta.text)
-            self.note("[dim](stopped)[/]")
+            self.note(f"{_break(parts)}[dim](stopped)[/]")
         answer = "".join(parts)
         self.turns = [*asked, {"role": "assistant", "content": answer}]
         return answer
@@ -85,7 +88,7 @@ class Session:
     def _show(self, delta: Delta, parts: list[str]) -> None:
         for call in delta.tool_calls:
             result = "refused" if call.result is None else f"= {call.result}"
-            self.note(f"[dim]calculator: {escape(call.expression)} {escape(result)}[/]")
+            self.note(f"{_break(parts)}[dim]calculator: {escape(call.expression)} {escape(result)}[/]")
         if delta.text:
             parts.append(delta.text)
             self.out(delta.text)
@@ -94,7 +97,7 @@ class Session:
                 delta.error or "the model failed on this message", status=500, kind="server_error"
             )
         if delta.finish_reason == "length":
-            self.note("[dim](cut at the token limit)[/]")
+            self.note(f"{_break(parts)}[dim](cut at the token limit)[/]")
 
     def command(self, line: str) -> bool:
         """Obey a line that starts with `/`; False to leave."""
@@ -123,6 +126,11 @@ class Session:
             self.note(f"[red]{escape(why)}[/]")
             return
         self.note(f"[dim]temperature {self.params.temperature:g}, top-k {self.params.top_k or 'off'}[/]")
+
+
+def _break(parts: list[str]) -> str:
+    """Return the line break that a note needs after an answer's part."""
+    return "\n" if parts and not parts[-1].endswith("\n") else ""
 
 
 def chat(

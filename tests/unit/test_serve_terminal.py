@@ -93,4 +93,4 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_came(session):
     session.params = SamplingParams(max_tokens=40, ignore_eos=True)
     answer = session.say("hi")
     assert answer.startswith("You")
-    assert session.notes == ["[dim](stopped)[/]"]
+    assert session.notes == ["\n[dim](stopped)[/]"]
