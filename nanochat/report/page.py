@@ -212,5 +212,5 @@ def _samples(samples: Sequence[Sample]) -> str:
 
 
 def _answer(sample: Sample) -> str:
-    """Return the text as it stands behind its prompt: a base model continues it, a chat model answers below."""
+    """Return the text as it stands behind its prompt: continued by a base model, below it by a chat model."""
     return sample.text.rstrip() if sample.stage.startswith("base") else f"\n{sample.text.strip()}"
