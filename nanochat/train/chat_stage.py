@@ -46,7 +46,7 @@ def train_on_conversations(
     if not held_out:
         held_out = list(conversations[::HOLD_OUT])
         conversations = [chat for index, chat in enumerate(conversations) if index % HOLD_OUT]
-    rendered = Rendered(_rendered(tokenizer, conversations), seq_len=seq_len, masked=masked)
+    rendered = Rendered(_rendered(tokenizer, conversations, seq_len), seq_len=seq_len, masked=masked)
 
     def batches(position: dict[str, Any] | None) -> ChatBatches:
         return ChatBatches(
@@ -102,14 +102,15 @@ def validation_rows(
     if not held_out:
         raise DataError("there are no conversations to train on or to validate with")
     seq_len, world = preset.shape.seq_len, topology.world_size
-    rendered = Rendered(_rendered(tokenizer, held_out), seq_len=seq_len, masked=masked)
+    rendered = Rendered(_rendered(tokenizer, held_out, seq_len), seq_len=seq_len, masked=masked)
     tokens = min(preset.eval_tokens, int(rendered.lengths.sum()))
     rows = max(1, tokens // seq_len // world) * world
     return next(ChatBatches(rendered, seq_len=seq_len, rows_per_step=rows, topology=topology))
 
 
 def _rendered(
-    tokenizer: Tokenizer, conversations: Sequence[Conversation]
+    tokenizer: Tokenizer, conversations: Sequence[Conversation], seq_len: int
 ) -> Iterator[tuple[list[int], list[int]]]:
+    max_tokens = seq_len + 2  # one more than a row holds, so that truncation is seen and counted
     for chat in conversations:
-        yield render(tokenizer, chat)
+        yield render(tokenizer, chat, max_tokens=max_tokens)

@@ -1,0 +1,188 @@
+"""Training stages as real processes: killed, continued, on two ranks, on damaged or too little data."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nanochat.files import write_json
+from nanochat.run.config import RunConfig, StageConfig
+from nanochat.run.events import read_events
+from nanochat.settings import Home
+
+ROOT = Path(__file__).parents[2]
+RUN = "exact"
+pytestmark = pytest.mark.timeout(180)  # ten processes that import torch, on a machine that may be busy
+
+
+class Machine:
+    """A home folder and the launcher."""
+
+    def __init__(self, root: Path) -> None:
+        self.home = Home(root)
+
+    def command(self, stage: str, **settings) -> list[str]:
+        values = {"preset": "smoke", "source": "generated", "dtype": "fp32", "deterministic": True}
+        spec = RunConfig(run=RUN, **(values | settings))
+        path = self.home.stage(RUN, stage) / "config.json"
+        write_json(path, StageConfig(stage=stage, spec=spec).model_dump(mode="json"))
+        return [sys.executable, "-m", "nanochat.run.launch", "--config", str(path)]
+
+    def start(self, stage: str, **settings) -> subprocess.Popen[str]:
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+        command = self.command(stage, **settings)
+        return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+
+    def run(self, stage: str, **settings) -> tuple[int, str]:
+        process = self.start(stage, **settings)
+        _, stderr = process.communicate()
+        return process.returncode, stderr
+
+    def done(self, stage: str, **settings) -> None:
+        code, stderr = self.run(stage, **settings)
+        assert code == 0, stderr
+
+    def weights(self, stage: str, step: int) -> bytes:
+        return (self.home.models(RUN) / f"{stage}-{step}" / "model.safetensors").read_bytes()
+
+    def record(self, stage: str) -> dict:
+        return json.loads((self.home.stage(RUN, stage) / "record.json").read_text())
+
+    def events(self, stage: str, *names: str) -> list[dict]:
+        return list(read_events(self.home.stage(RUN, stage) / "events.jsonl", *names))
+
+    def copy(self, root: Path) -> Machine:
+        shutil.copytree(self.home.root, root)
+        return Machine(root)
+
+
+@pytest.fixture(scope="module")
+def tokenized(tmp_path_factory) -> Machine:
+    machine = Machine(tmp_path_factory.mktemp("tokenized"))
+    for stage in ("data", "tok_train", "tokenize"):
+        machine.done(stage)
+    return machine
+
+
+STEPS, CHAT_STEPS = 40, 10
+
+
+@pytest.fixture(scope="module")
+def whole(tokenized, tmp_path_factory) -> Machine:
+    """A run that nothing interrupted."""
+    machine = tokenized.copy(tmp_path_factory.mktemp("whole") / "home")
+    machine.done("base_train", steps=STEPS)
+    return machine
+
+
+def wait_for(process: subprocess.Popen[str], text: str) -> None:
+    assert process.stderr is not None
+    seen = []
+    for line in process.stderr:
+        seen.append(line)
+        if text in line:
+            return
+    raise AssertionError("".join(seen))
+
+
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)]
+)
+def test_a_run_that_is_stopped_and_continued_ends_with_the_same_bytes(
+    tokenized, whole, tmp_path, signum, code
+):
+    machine = tokenized.copy(tmp_path / "home")
+    process = machine.start("base_train", steps=STEPS, checkpoint_every=4)
+    wait_for(process, "checkpoint stage=base_train step=4")
+    process.send_signal(signum)
+    process.communicate()
+    assert process.returncode == code
+    assert not (machine.home.stage(RUN, "base_train") / "record.json").exists()
+
+    machine.done("base_train", steps=STEPS, checkpoint_every=4)
+
+    assert machine.weights("base_train", STEPS) == whole.weights("base_train", STEPS)
+    steps = [event["step"] for event in machine.events("base_train", "step")]
+    assert sorted(set(steps)) == list(range(1, STEPS + 1))
+    if signum != signal.SIGKILL:  # a stop that is asked for repeats nothing
+        assert steps == list(range(1, STEPS + 1))
+    losses = {event["step"]: event["loss"] for event in machine.events("base_train", "step")}
+    assert losses == {event["step"]: event["loss"] for event in whole.events("base_train", "step")}
+
+
+def test_two_ranks_train_as_one_and_one_continues_what_two_began(tokenized, whole, tmp_path):
+    machine = tokenized.copy(tmp_path / "home")
+    process = machine.start("base_train", steps=STEPS, checkpoint_every=4, nproc=2)
+    wait_for(process, "checkpoint stage=base_train step=4")
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == 143
+    first = {event["step"]: event["loss"] for event in machine.events("base_train", "step")}
+
+    machine.done("base_train", steps=STEPS, checkpoint_every=4)
+
+    alone = {event["step"]: event["loss"] for event in whole.events("base_train", "step")}
+    both = {event["step"]: event["loss"] for event in machine.events("base_train", "step")}
+    assert list(both) == list(range(1, STEPS + 1))
+    assert first[1] == pytest.approx(alone[1], abs=1e-5)
+    assert both[STEPS] == pytest.approx(alone[STEPS], abs=0.05)  # the same rows; sums in another order
+    assert (
+        machine.record("base_train")["metrics"]["tokens"] == whole.record("base_train")["metrics"]["tokens"]
+    )
+
+
+def test_midtraining_and_fine_tuning_continue_from_the_stage_before(whole, tmp_path):
+    machine = whole.copy(tmp_path / "home")
+    machine.done("mid_train", steps=CHAT_STEPS)
+    machine.done("chat_sft", steps=CHAT_STEPS)
+    for stage in ("mid_train", "chat_sft"):
+        first, *_, last = machine.events(stage, "step")
+        assert last["loss"] < first["loss"]
+        assert machine.record(stage)["metrics"]["val_loss"] > 0
+        assert machine.events(stage, "sample")
+        assert machine.weights(stage, CHAT_STEPS)
+    assert machine.record("chat_sft")["inputs"].keys() == {"data", "mid_train"}
+    model, optim, state = "model.safetensors", "optim-rank00000-of-00001.safetensors", "state.json"
+    folder = machine.home.stage(RUN, "chat_sft") / "checkpoints" / f"step-{CHAT_STEPS:08d}"
+    assert {path.name for path in folder.iterdir()} == {model, optim, state, "manifest.json"}
+
+
+def test_fine_tuning_starts_from_the_base_model_where_midtraining_never_ran(whole, tmp_path):
+    machine = whole.copy(tmp_path / "home")
+    machine.done("chat_sft", steps=CHAT_STEPS)
+    assert machine.record("chat_sft")["inputs"].keys() == {"data", "base_train"}
+
+
+def flip_a_token(machine: Machine) -> str:
+    path = next(machine.home.dataset("generated").glob("tokens-*/shard_00000.u16"))
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes(data)
+    return path.name
+
+
+@pytest.mark.parametrize(
+    ("prepare", "settings", "code", "said"),
+    [
+        (flip_a_token, {}, 65, "shard_00000.u16"),
+        (None, {"steps": 1_000_000}, 64, "--allow-epochs"),
+        (None, {"device_batch_size": 3}, 64, "use --device-batch-size 2 or 4"),
+    ],
+    ids=["damaged tokens", "too little data", "device batch"],
+)
+def test_what_cannot_work_is_refused_before_training(tokenized, tmp_path, prepare, settings, code, said):
+    machine = tokenized.copy(tmp_path / "home")
+    if prepare:
+        prepare(machine)
+    found, stderr = machine.run("base_train", **settings)
+    assert found == code, stderr
+    assert said in stderr
+    assert not machine.events("base_train", "step")
