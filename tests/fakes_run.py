@@ -66,8 +66,11 @@ class FakeHome:
 
     def stage(self, name: str, source: str) -> None:
         """Replace what a stage does."""
-        module = next(stage.module for stage in STAGES if stage.name == name)
-        (self._modules / f"{module}.py").write_text(_IMPORTS + source)
+        self.module(find_stage(name).module, _IMPORTS + source)
+
+    def module(self, name: str, source: str) -> None:
+        """Replace a module of the product."""
+        (self._modules / f"{name}.py").write_text(source)
 
     def config(self, stage: str = "data", run: str = "r", **values: Any) -> Path:
         """Write a `config.json`; returns its path."""

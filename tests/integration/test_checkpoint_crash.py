@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 from fakes_run import ROOT
 
 
@@ -22,6 +23,7 @@ def run_writer(tmp_path):
     return json.loads(done.stdout)
 
 
+@pytest.mark.timeout(180)
 def test_a_writer_killed_at_any_of_its_file_operations_leaves_a_whole_checkpoint(tmp_path):
     result = run_writer(tmp_path)
     assert {name: found["wrong"] for name, found in result.items() if found["wrong"]} == {}

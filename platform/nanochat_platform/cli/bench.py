@@ -52,7 +52,7 @@ def bench(
             wall_s = time.perf_counter() - began
     except (httpx.HTTPError, LookupError) as error:
         raise UnavailableError(
-            f"`{url}` did not answer as expected: {error}", hint="is it running?"
+            f"`{url}` did not answer as expected: {error}", hint="start it with `nanochat serve --run NAME`"
         ) from error
     facts = summarise(timings, wall_s) | {"model": model, "concurrency": concurrency}
     if as_json:
