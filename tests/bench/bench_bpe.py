@@ -88,7 +88,9 @@ def encode_rows(texts: list[str], vocab_size: int) -> Iterator[Row]:
     packed = measure(
         {"ours": lambda: ours.encode_packed(texts), "rustbpe 0.1.0": lambda: theirs.batch_encode(texts)}
     )
-    yield from _rows("BPE encoding of a batch to 16-bit ids", texts, packed, equal=equal, what="ids")
+    yield from _rows(
+        f"BPE encoding of a batch to 16-bit ids, V = {vocab_size:,}", texts, packed, equal=equal, what="ids"
+    )
 
 
 def _over(encode: Callable[[str], list[int]], texts: Sequence[str]) -> Callable[[], None]:
