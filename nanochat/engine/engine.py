@@ -26,9 +26,11 @@ from dataclasses import dataclass
 from itertools import count
 
 import torch
+from torch import nn
 
 from nanochat.engine.kv import KVPool
 from nanochat.engine.output import EngineTokenizer, Output, OutputFactory
+from nanochat.engine.packed import pack as pack_linears
 from nanochat.engine.request import Completion, Delta, FinishReason, Request, Sampled, SamplingParams, Sink
 from nanochat.engine.runner import CachedModel, Runner, set_threads
 from nanochat.engine.sampler import uniform_stream
@@ -115,6 +117,7 @@ class Engine:
         *,
         limits: Limits | None = None,
         exact: bool = False,
+        pack: bool = False,
         on_flush: Callable[[], None] | None = None,
         evaluate: Callable[[str], str | None] = calculator.evaluate,
         clock: Callable[[], float] = time.monotonic,
@@ -123,7 +126,11 @@ class Engine:
         """Take the model as it is (device, dtype) and allocate the KV pool.
 
         `exact` computes rows one at a time: logits are bitwise the same whoever shares the batch (tests,
-        evaluations that must repeat); slower. `on_flush` runs on the engine's thread.
+        evaluations that must repeat); slower. `pack` lays a bf16 CPU model's matrices out for the batch: a
+        third faster at 8 rows, but the model can no longer be saved. `on_flush` runs on the engine's thread.
+
+        Raises:
+            ConfigError: the limits cannot work.
         """
         self.limits = limits = limits or Limits()
         self.context = limits.context or model.shape.seq_len
@@ -131,6 +138,8 @@ class Engine:
         self.clock = clock
         self.new_seed = new_seed
         self.pool = make_pool(model, limits, self.context)
+        if pack and isinstance(model, nn.Module):
+            pack_linears(model)
         self.runner = Runner(model, self.pool, exact=exact)
         self.outputs = OutputFactory(tokenizer, evaluate)
         self.scheduler = Scheduler(

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nanochat.engine.engine import Engine, Limits
+from nanochat.engine.packed import PackedLinear, can_pack, pack
 from nanochat.engine.request import SamplingParams
 from nanochat.gpt import GPT
 from nanochat.shape import Shape
@@ -153,6 +154,18 @@ def test_bf16_weights_stay_bf16_and_answer():
     done = engine(model).generate(prompts(4, longest=60), greedy(8))
     assert {p.dtype for p in model.parameters() if p.dim() == 2} == {torch.bfloat16}
     assert all(c.completion_tokens == 8 for c in done)
+
+
+@torch.no_grad()
+def test_packed_matrices_answer_as_plain_ones():
+    asked = prompts(8, longest=60)
+    plain = engine(build("modern", torch.bfloat16)).generate(asked, greedy(12))
+    packed = build("modern", torch.bfloat16)
+    done = engine(packed, pack=True).generate(asked, greedy(12))
+    if can_pack():
+        assert any(isinstance(m, PackedLinear) for m in packed.modules())
+        assert pack(packed) == 0  # nothing is packed twice
+    assert sum(a.token_ids == b.token_ids for a, b in zip(plain, done, strict=True)) >= 6
 
 
 def test_a_forced_answer_is_computed_like_any_other_tokens(model):
