@@ -132,9 +132,9 @@ def loss_function(model: GPT, runtime: Runtime, *, flops: float) -> LossFn:
     if compiles(runtime, flops):
         compiled: LossFn = torch.compile(eager, dynamic=False)
         return compiled
-    if _wants_compiler(runtime, flops) and runtime.is_main:
-        why = runtime.device.why or "no compiler"
-        print(f"warning: training runs eager bf16, about half as fast: {why}", file=sys.stderr)
+    if _wants_compiler(runtime, flops) and runtime.is_main and runtime.device.kind != "mps":
+        kind, why = str(runtime.dtype).removeprefix("torch."), runtime.device.why
+        print(f"warning: training runs eager {kind}, up to half as fast as compiled: {why}", file=sys.stderr)
     return eager
 
 
@@ -144,7 +144,7 @@ def compiles(runtime: Runtime, flops: float) -> bool:
 
 
 def _wants_compiler(runtime: Runtime, flops: float) -> bool:
-    if runtime.deterministic or runtime.dtype != torch.bfloat16:
+    if runtime.deterministic:  # a compiled graph may differ between processes, eager kernels do not
         return False
     return runtime.device.kind != "cpu" or flops >= COMPILE_FROM_CPU_FLOPS
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ import torch
 from nanochat.checkpoint.commit import Checkpoint, CheckpointStore
 from nanochat.checkpoint.models import export_model
 from nanochat.data.loader import Prefetch, StepBatch, StepBatches
-from nanochat.errors import ConfigError, DataError, RunLockedError
+from nanochat.errors import DataError, RunLockedError
 from nanochat.gpt import GPT
 from nanochat.optim import MuonAdamW, OptimHyper, Schedule
 from nanochat.run.context import StageContext, StageResult
@@ -27,6 +27,7 @@ from nanochat.train.runtime import Runtime, compiles, loss_function, runtime
 from nanochat.train.samples import greedy
 from nanochat.train.saver import Saver
 from nanochat.train.validation import Validation, byte_lengths
+from nanochat.train.vocabulary import tokenizer_path
 
 SAMPLE_EVERY = 5  # evaluations; samples come after the last one too
 
@@ -55,26 +56,6 @@ class Plan:
     prompts: Sequence[Prompt] = ()
     stop: frozenset[int] = frozenset()
     """Ids that end a sample."""
-
-
-def load_tokenizer(context: StageContext) -> Tokenizer:
-    """Return the run's tokenizer."""
-    return Tokenizer.load(context.home.stage(context.spec.run, "tok_train") / "tokenizer.json")
-
-
-def fit_vocabulary(preset: Preset, tokenizer: Tokenizer) -> Preset:
-    """Return the preset with the tokenizer's vocabulary: a small corpus may have had too few merges.
-
-    Raises:
-        ConfigError: the tokenizer has more ids than the preset.
-    """
-    if tokenizer.vocab_size > preset.shape.vocab_size:
-        raise ConfigError(
-            f"the tokenizer has {tokenizer.vocab_size:,} ids, more than the {preset.shape.vocab_size:,} of"
-            f" preset `{preset.name}`",
-            hint="train the tokenizer of this run with this preset",
-        )
-    return replace(preset, shape=replace(preset.shape, vocab_size=tokenizer.vocab_size))
 
 
 def train_stage(context: StageContext, tokenizer: Tokenizer, plan: Plan) -> StageResult:
@@ -224,7 +205,7 @@ class _Session:
                     progress.step,
                     model_state=None,
                     shape_json=plan.preset.shape.to_json(),
-                    tokenizer_path=context.home.stage(context.spec.run, "tok_train") / "tokenizer.json",
+                    tokenizer_path=tokenizer_path(context),
                 )
             )
         counts = plan.preset.shape.parameter_counts()

@@ -16,7 +16,8 @@ from nanochat.optim import base_schedule
 from nanochat.run.context import StageContext, StageResult
 from nanochat.settings import Topology
 from nanochat.shape import Preset, resolve
-from nanochat.train.session import Plan, Prompt, fit_vocabulary, load_tokenizer, train_stage
+from nanochat.train.session import Plan, Prompt, train_stage
+from nanochat.train.vocabulary import fit_vocabulary, load_tokenizer
 
 
 def run(context: StageContext) -> StageResult:

@@ -10,7 +10,7 @@ from nanochat.run.context import StageContext, StageResult
 from nanochat.shape import resolve
 from nanochat.tasks.mixture import sft_conversations
 from nanochat.train.chat_stage import train_on_conversations
-from nanochat.train.session import fit_vocabulary, load_tokenizer
+from nanochat.train.vocabulary import fit_vocabulary, load_tokenizer
 
 
 def run(context: StageContext) -> StageResult:

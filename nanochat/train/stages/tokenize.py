@@ -10,7 +10,7 @@ import time
 from nanochat.data.manifest import load
 from nanochat.data.tokens import TokenFiles, tokenize_dataset
 from nanochat.run.context import StageContext, StageResult
-from nanochat.train.session import load_tokenizer
+from nanochat.train.vocabulary import load_tokenizer
 
 
 def run(context: StageContext) -> StageResult:
