@@ -22,89 +22,23 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import count
 
-import torch
 from torch import nn
 
-from nanochat.engine.kv import KVPool
+from nanochat.engine.limits import Limits, Stats
 from nanochat.engine.output import EngineTokenizer, Output, OutputFactory
 from nanochat.engine.packed import pack as pack_linears
 from nanochat.engine.request import Completion, Delta, FinishReason, Request, Sampled, SamplingParams, Sink
-from nanochat.engine.runner import CachedModel, Runner, set_threads
+from nanochat.engine.runner import CachedModel, Runner, make_pool, set_threads
 from nanochat.engine.sampler import uniform_stream
 from nanochat.engine.scheduler import Scheduler
-from nanochat.errors import ConfigError, RequestError
+from nanochat.errors import RequestError
 from nanochat.tools import calculator
 
+__all__ = ["Engine", "Limits", "Stats"]
+
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
-    """How much the engine takes on at once."""
-
-    max_running: int = 8
-    """Requests that share a step."""
-    max_waiting: int = 256
-    """Requests that may queue; more are refused with 429."""
-    max_tokens_in_kv: int | None = None
-    """Tokens whose keys and values are held at once; None: a whole context for each of `max_running`."""
-    context: int | None = None
-    """Tokens of prompt and completion together; None: the model's sequence length."""
-    prefill_chunk: int = 128
-    """Prompt tokens of one request computed in one step at most."""
-    max_step_tokens: int = 256
-    """Tokens computed in one step at most, decoding rows first."""
-
-
-def make_pool(model: CachedModel, limits: Limits, context: int) -> KVPool:
-    """Return a pool for `limits`, on the model's device.
-
-    Raises:
-        ConfigError: the context is longer than the model's, or `max_tokens_in_kv` holds not even one.
-    """
-    if context > model.shape.seq_len:
-        raise ConfigError(
-            f"context is {context} tokens, but the model was made for {model.shape.seq_len}",
-            hint="leave it out to use the model's",
-        )
-    slots = limits.max_running
-    if limits.max_tokens_in_kv is not None:
-        slots = min(slots, limits.max_tokens_in_kv // context)
-        if slots < 1:
-            raise ConfigError(
-                f"max_tokens_in_kv is {limits.max_tokens_in_kv}: not one context of {context} tokens",
-                hint=f"use at least {context}",
-            )
-    device = next(model.parameters()).device
-    dtype = torch.float32 if device.type == "cpu" else model.dtype  # see kv._decode for the figures
-    return KVPool(model.shape, slots=slots, capacity=context, dtype=dtype, device=device)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stats:
-    """Counters since the start, and the state now. Tokens unless said otherwise."""
-
-    ticks: int
-    """Steps begun; advances while anything waits or runs."""
-    last_tick_s: float
-    """The engine's clock (monotonic) at the last step."""
-    waiting: int
-    running: int
-    kv_total_tokens: int
-    kv_used_tokens: int
-    kv_free_tokens: int
-    kv_intact: bool
-    """False if free + used was not total, or something was in use, on any idle step."""
-    prompt_tokens: int
-    completion_tokens: int
-    requests_finished: dict[str, int]
-    """By finish reason."""
-    tool_calls: int
-    failures: int
-    """Steps that raised; their requests ended with "error"."""
 
 
 class Engine:
@@ -133,11 +67,11 @@ class Engine:
             ConfigError: the limits cannot work.
         """
         self.limits = limits = limits or Limits()
-        self.context = limits.context or model.shape.seq_len
         self.on_flush = on_flush
         self.clock = clock
         self.new_seed = new_seed
-        self.pool = make_pool(model, limits, self.context)
+        self.pool = make_pool(model, limits)
+        self.context = self.pool.capacity
         if pack and isinstance(model, nn.Module):
             pack_linears(model)
         self.runner = Runner(model, self.pool, exact=exact)

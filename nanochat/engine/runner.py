@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from nanochat.attention import KVView
 from nanochat.engine.kv import KVPool
+from nanochat.engine.limits import Limits
 from nanochat.engine.request import Sampled
 from nanochat.engine.sampler import sample
 from nanochat.engine.scheduler import Work
+from nanochat.errors import ConfigError
 from nanochat.shape import Shape
 
 
@@ -36,6 +38,31 @@ class CachedModel(Protocol):
 def set_threads(threads: int | None) -> None:
     """Set the compute threads of this process; None: one core is left for everything else."""
     torch.set_num_threads(threads or max(1, (os.cpu_count() or 2) - 1))
+
+
+def make_pool(model: CachedModel, limits: Limits) -> KVPool:
+    """Return a pool for `limits`, on the model's device.
+
+    Raises:
+        ConfigError: the context is longer than the model's, or `max_tokens_in_kv` holds not even one.
+    """
+    context = limits.context or model.shape.seq_len
+    if context > model.shape.seq_len:
+        raise ConfigError(
+            f"context is {context} tokens, but the model was made for {model.shape.seq_len}",
+            hint="leave it out to use the model's",
+        )
+    slots = limits.max_running
+    if limits.max_tokens_in_kv is not None:
+        slots = min(slots, limits.max_tokens_in_kv // context)
+        if slots < 1:
+            raise ConfigError(
+                f"max_tokens_in_kv is {limits.max_tokens_in_kv}: not one context of {context} tokens",
+                hint=f"use at least {context}",
+            )
+    device = next(model.parameters()).device
+    dtype = torch.float32 if device.type == "cpu" else model.dtype  # see kv._decode for the figures
+    return KVPool(model.shape, slots=slots, capacity=context, dtype=dtype, device=device)
 
 
 class Runner:
