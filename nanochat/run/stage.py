@@ -39,7 +39,7 @@ STAGES: tuple[Stage, ...] = (
         name="data",
         module="nanochat.train.stages.data",
         writes=("dataset",),
-        settings=("source", "identity"),
+        settings=("source", "identity", "preset", "depth", "steps"),
     ),
     Stage(
         name="tok_train",

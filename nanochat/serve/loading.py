@@ -68,7 +68,7 @@ def load_engine(home: Home, *, run: str, max_running: int = 8) -> Loaded:
 
     device = select_device()
     model, tokenizer = folder.load(device.torch, device.dtype)
-    engine = Engine(model, tokenizer, limits=Limits(max_running=max_running, max_waiting=1 << 16))
+    engine = Engine(model, tokenizer, limits=Limits(max_running=max_running, max_waiting=1 << 16), pack=True)
     engine.run_thread(threads=None)  # cores - 1: the event loop has the last one
     prompts = TokenizerPrompts(tokenizer)
     warm_up(engine, prompts, folder.id)

@@ -57,7 +57,7 @@ def test_the_same_question_again_is_a_no_op(home):
 
 def test_a_setting_that_the_stage_does_not_use_keeps_its_record(home):
     finish(home, config("data"))
-    assert verdict(home, config("data", seed=7, depth=3)).action == "skip"
+    assert verdict(home, config("data", seed=7, dtype="fp32")).action == "skip"
 
 
 @pytest.mark.parametrize(
