@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from nanochat.errors import DataError, StorageError
+from nanochat.errors import DataError, ForbiddenError, StorageError
 
 _STORAGE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG}
 
@@ -32,6 +32,14 @@ def storage_errors(path: Path) -> Iterator[None]:
             f"cannot write `{path}`: {os.strerror(error.errno or 0)}",
             hint="free space or point NANOCHAT_HOME at another volume, then run the same command again",
         ) from error
+
+
+def no_permission(error: PermissionError) -> ForbiddenError:
+    """Return the error of a file that this user may not read or write; names it."""
+    return ForbiddenError(
+        f"no permission for `{error.filename}`: {error.strerror}",
+        hint="change its owner or mode, or point NANOCHAT_HOME at a folder of your own",
+    )
 
 
 def fsync_dir(folder: Path) -> None:

@@ -47,14 +47,15 @@ from nanochat.run.context import StageContext, StageResult
 class FakeHome:
     """A home folder, and processes whose stages are given as source code."""
 
-    def __init__(self, folder: Path, **stages: str) -> None:
-        """`stages`: stage name -> source with a `run(context)`; the others write one file."""
+    def __init__(self, folder: Path, *, real: tuple[str, ...] = (), **stages: str) -> None:
+        """`stages`: name -> source with a `run(context)`; all others but the `real` ones write one file."""
         self.home = Home(folder / "home")
         self._modules = folder / "modules"
         self._modules.mkdir(parents=True, exist_ok=True)
         (self._modules / "sitecustomize.py").write_text(_FINDER)
         for stage in STAGES:
-            self.stage(stage.name, stages.get(stage.name, WRITE))
+            if stage.name not in real:
+                self.stage(stage.name, stages.get(stage.name, WRITE))
         self.reason = folder / "termination-log"
         self.reason.write_text("")
         self.env = {

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nanochat.errors import ConfigError, did_you_mean
-from nanochat.files import hash_json
+from nanochat.files import hash_json, sha256_file
 from nanochat.run.stage import Stage
 from nanochat.run.stage import stage as find_stage
 
@@ -63,8 +63,13 @@ class RunConfig(Frozen):
         return self.source.replace("/", "-")
 
     def relevant(self, stage: Stage) -> dict[str, Any]:
-        """Return the fields that `stage` depends on: what its config hash is made of."""
+        """Return the fields that `stage` depends on: what its config hash is made of.
+
+        A file counts by its content, so moving it changes nothing and editing it does.
+        """
         values = self.model_dump(mode="json")
+        if self.identity is not None and self.identity.is_file():
+            values["identity"] = f"sha256:{sha256_file(self.identity)}"
         return {name: values[name] for name in stage.settings}
 
 

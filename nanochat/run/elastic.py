@@ -16,17 +16,17 @@ from pathlib import Path
 from types import FrameType
 
 from nanochat.run.ranks import Ranks
-from nanochat.run.signals import STOP_SIGNALS, StopNow
+from nanochat.run.signals import STOP_SIGNALS, StopNow, forwarded, handled_signals
 from nanochat.run.single import WORKER, Ended, Limits, Watch
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
-    raise StopNow(signum)
+    raise StopNow(forwarded(signum))
 
 
 def run_elastic(arguments: list[str], ranks: Ranks, limits: Limits, *, watch: Path | None) -> Ended:
     """Run the local ranks to their end; torch's agent forwards signals to them."""
-    for signum in STOP_SIGNALS:
+    for signum in handled_signals():
         signal.signal(signum, _stop)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     ended = Ended(code=0)

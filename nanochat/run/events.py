@@ -24,6 +24,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from nanochat.files import storage_errors
+
 EVENTS = ("run", "stage", "step", "eval", "sample", "checkpoint", "restart", "record")
 
 Event = dict[str, Any]
@@ -56,7 +58,11 @@ class EventLog:
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Open `path` for appending; None: listeners only (ranks other than 0)."""
+        """Open `path` for appending; None: listeners only (ranks other than 0).
+
+        Raises:
+            StorageError: the volume refuses the file.
+        """
         self.path = path
         self.listeners = list(listeners)
         self.dropped = 0
@@ -64,9 +70,10 @@ class EventLog:
         self._fd: int | None = None
         self._torn = False
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._torn = _ends_torn(path)
-            self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            with storage_errors(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._torn = _ends_torn(path)
+                self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
     def emit(self, name: str, /, **fields: Any) -> Event:
         """Append one event and tell the listeners; returns it."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanochat.errors import HangError, Interrupted, NanochatError, RankLostError
+from nanochat.files import no_permission
 from nanochat.run.config import StageConfig
 from nanochat.run.events import EventLog, read_events
 from nanochat.run.lock import run_lock
@@ -46,10 +47,16 @@ def main(argv: list[str] | None = None) -> int:
     try:
         launch(args.config, Limits(hang_s=args.hang_s, grace_s=args.grace_s))
     except NanochatError as error:
-        print(error.render(), file=sys.stderr, flush=True)
-        leave_reason(error)
-        return error.exit_code
+        return _fail(error)
+    except PermissionError as error:
+        return _fail(no_permission(error))
     return 0
+
+
+def _fail(error: NanochatError) -> int:
+    print(error.render(), file=sys.stderr, flush=True)
+    leave_reason(error)
+    return error.exit_code
 
 
 def leave_reason(error: NanochatError) -> None:
@@ -79,14 +86,13 @@ def launch(path: Path, limits: Limits) -> None:
             attempt.work(EventLog(None))
         return
     shown = progress(sys.stderr, stage.name)
-    with run_lock(run_dir, stage.name) as number, EventLog(folder / "events.jsonl", [shown]) as events:
+    with run_lock(run_dir, stage.name), EventLog(folder / "events.jsonl", [shown]) as events:
         verdict = judge(stage, config, folder, where, find_inputs(stage, run_dir))
         if verdict.notice:
             print(f"notice: {verdict.notice}", file=sys.stderr, flush=True)
         if verdict.action == "skip":
             events.emit("stage", stage=stage.name, status="skip")
             return
-        attempt.number = number
         attempt.begin(events)
         attempt.work(events)
 
@@ -100,11 +106,13 @@ class _Attempt:
     ranks: Ranks
     limits: Limits
     number: int = 0
+    """Among the attempts at this stage, from 1; the number in `owner` counts those at the whole run."""
 
     def begin(self, events: EventLog) -> None:
         """Withdraw an old record and say that an attempt begins."""
         (self.folder / "record.json").unlink(missing_ok=True)
         earlier = list(read_events(self.folder / "events.jsonl", "run", "stage"))
+        self.number = 1 + sum(event["event"] == "run" for event in earlier)
         unfinished = bool(earlier) and earlier[-1].get("status") not in ("done", "skip")
         if unfinished:
             after = earlier[-1].get("reason") or "the process was killed"

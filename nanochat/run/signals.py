@@ -1,6 +1,6 @@
 """Signals of a process tree: a flag that work polls, and death with the parent.
 
-Knows nothing of stages. SIGTERM and SIGINT are blocked by the launcher around the
+Knows nothing of stages. Stop signals are blocked by the launcher around the
 start of a child and unblocked by `StopFlag.install`, so none is lost in between.
 """
 
@@ -16,8 +16,23 @@ from types import FrameType
 
 from nanochat.errors import Interrupted
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""What stops a process; SIGHUP, which a closing terminal sends, counts as SIGTERM."""
 _PR_SET_PDEATHSIG = 1
+
+
+def handled_signals() -> list[signal.Signals]:
+    """Return the stop signals to handle: SIGHUP stays ignored under `nohup`."""
+    return [
+        signum
+        for signum in STOP_SIGNALS
+        if signum != signal.SIGHUP or signal.getsignal(signum) is not signal.SIG_IGN
+    ]
+
+
+def forwarded(signum: int) -> signal.Signals:
+    """Return what a child is sent: SIGINT as it is, SIGTERM for all others."""
+    return signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM
 
 
 class StopNow(BaseException):
@@ -47,8 +62,8 @@ class StopFlag:
         return self._signum
 
     def install(self) -> None:
-        """Handle SIGTERM and SIGINT from now on; main thread only."""
-        for signum in STOP_SIGNALS:
+        """Handle the stop signals from now on; main thread only."""
+        for signum in handled_signals():
             signal.signal(signum, self._handle)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
@@ -63,9 +78,9 @@ class StopFlag:
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         first = self._signum is None
-        self.set(signum)
+        self.set(forwarded(signum))
         if first and not self._polled:
-            raise StopNow(signum)
+            raise StopNow(forwarded(signum))
 
 
 def interrupted(signum: int, what: str) -> Interrupted:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from nanochat.run.signals import STOP_SIGNALS
+from nanochat.run.signals import STOP_SIGNALS, forwarded, handled_signals
 
 WORKER = "nanochat.run.worker"
 
@@ -84,7 +84,7 @@ class _Child:
 
     def on_signal(self, signum: int, frame: FrameType | None) -> None:
         """Forward the first signal; kill at a second SIGINT."""
-        signum = signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM
+        signum = forwarded(signum)
         if self.ended.asked is None:
             self.ended.asked = int(signum)
             self._deadline = time.monotonic() + self._limits.grace_s
@@ -126,7 +126,7 @@ class _Child:
 def run_single(arguments: list[str], limits: Limits, *, watch: Path | None) -> Ended:
     """Run one worker to its end. Signals are blocked on entry, so none is lost before the handlers stand."""
     child = _Child(arguments, limits)
-    before = {signum: signal.signal(signum, child.on_signal) for signum in STOP_SIGNALS}
+    before = {signum: signal.signal(signum, child.on_signal) for signum in handled_signals()}
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     try:
         return child.wait(Watch(watch, limits.hang_s))

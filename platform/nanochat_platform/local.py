@@ -22,10 +22,11 @@ from nanochat.errors import ConfigError, did_you_mean
 from nanochat.files import read_json, write_json
 from nanochat.run.config import SOURCES, RunConfig, StageConfig, parse
 from nanochat.run.lock import check_free
-from nanochat.run.record import Record
-from nanochat.run.setup import check_settings
-from nanochat.run.signals import STOP_SIGNALS
+from nanochat.run.record import find_inputs
+from nanochat.run.setup import check_settings, judge
+from nanochat.run.signals import STOP_SIGNALS, forwarded, handled_signals, interrupted
 from nanochat.run.stage import STAGES, Stage, until
+from nanochat.run.stage import stage as find_stage
 from nanochat.settings import Home
 
 DEFAULT_PRESET = "tiny"
@@ -149,18 +150,19 @@ def _run_stage(home: Home, config: StageConfig, launcher: Launcher, say: Callabl
     folder = home.stage(config.spec.run, config.stage)
     path = folder / "config.json"
     write_json(path, config.model_dump(mode="json"))
-    before = Record.load(folder)
+    stage = find_stage(config.stage)
     started = time.monotonic()
+    inputs = find_inputs(stage, home.run(config.spec.run))
+    if judge(stage, config, folder, home, inputs).action == "skip":
+        say(f"stage {config.stage} is finished")
+        return Outcome(config.stage, "skipped", 0, 0.0)
     code = launcher.run(path)
     for restart in range(1, MAX_RESTARTS + 1):
-        if not retried(code) or launcher.stopped:
+        if not retried(code) or launcher.signum is not None:
             break
         say(f"notice: stage {config.stage} ended with {code}; restart {restart} of {MAX_RESTARTS}")
         code = launcher.run(path)
-    status: Literal["done", "skipped", "failed"] = "failed"
-    if code == 0:
-        status = "skipped" if before is not None and before == Record.load(folder) else "done"
-    return Outcome(config.stage, status, code, time.monotonic() - started)
+    return Outcome(config.stage, "done" if code == 0 else "failed", code, time.monotonic() - started)
 
 
 def retried(code: int) -> bool:
@@ -168,19 +170,20 @@ def retried(code: int) -> bool:
 
     143 (asked to stop) and 201 (the volume) are retried by a cluster, not here, where somebody sits.
     """
-    return (code > 128 and code not in (130, 143, 201)) or code < 0
+    return code > 128 and code not in (130, 143, 201)
 
 
 class Launcher:
-    """Starts launchers one after another and forwards SIGINT and SIGTERM to the one that runs."""
+    """Starts launchers one after another and forwards stop signals to the one that runs."""
 
     def __init__(self) -> None:
-        self.stopped = False
+        self.signum: int | None = None
+        """The first stop signal received."""
         self._process: subprocess.Popen[bytes] | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Launcher:
-        self._before = {signum: signal.signal(signum, self._forward) for signum in STOP_SIGNALS}
+        self._before = {signum: signal.signal(signum, self._forward) for signum in handled_signals()}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -188,12 +191,16 @@ class Launcher:
             signal.signal(signum, handler)
 
     def run(self, config: Path) -> int:
-        """Run one launcher to its end; returns its exit code, 128 + n when a signal killed it."""
+        """Run one launcher to its end; returns its exit code, 128 + n when a signal killed it.
+
+        Raises:
+            Interrupted: a stop signal arrived before it was started.
+        """
         command = [sys.executable, "-m", "nanochat.run.launch", "--config", str(config)]
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
-            if self.stopped:
-                return 130
+            if self.signum is not None:
+                raise interrupted(self.signum, "all finished stages are saved")
             # Its own group: Ctrl-C reaches this process alone, which forwards it exactly once.
             self._process = subprocess.Popen([*command, "--parent", str(os.getpid())], process_group=0)
         finally:
@@ -203,6 +210,6 @@ class Launcher:
         return 128 - code if code < 0 else code
 
     def _forward(self, signum: int, frame: FrameType | None) -> None:
-        self.stopped = True
+        self.signum = self.signum or forwarded(signum)
         if self._process is not None:
-            self._process.send_signal(signum)
+            self._process.send_signal(forwarded(signum))

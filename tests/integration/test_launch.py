@@ -184,6 +184,18 @@ def test_a_signal_at_any_early_moment_ends_with_its_code_and_no_traceback(tmp_pa
         assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("nohup", [False, True])
+def test_a_closing_terminal_stops_the_stage_like_sigterm_and_not_at_all_under_nohup(tmp_path, nohup):
+    fake = FakeHome(tmp_path, data=STEPS.replace("3001", "40"))
+    ignore = (lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) if nohup else None
+    process = fake.launch(fake.config(), preexec_fn=ignore)
+    wait_for_line(process, "step=1/")
+    process.send_signal(signal.SIGHUP)
+    code, _, err = end(process)
+    assert code == (1 if nohup else 143), err
+    assert ("not StageResult" if nohup else "stopped by SIGTERM") in err
+
+
 DEAF = """
 def run(context):
     context.stop.signum
@@ -257,6 +269,25 @@ def test_all_processes_die_with_the_one_that_asked_for_them(tmp_path):
         wait_until(lambda pid=pid: is_zombie(pid))
     fake.stage("data", "def run(context):\n    return StageResult()\n")
     assert fake.cli("run", "data", "--run", "r")[0] == 0
+
+
+@pytest.mark.parametrize("victim", ["launcher", "worker"])
+def test_a_real_stage_goes_on_within_five_seconds_of_the_death_of_any_one_process(tmp_path, victim):
+    fake = FakeHome(tmp_path, real=("data",))
+    config = fake.config()
+    process = fake.launch(config)
+    wait_for_line(process, "step stage=data")
+    pid = process.pid if victim == "launcher" else children(process.pid)[0]
+    os.kill(pid, signal.SIGKILL)
+    died = time.monotonic()
+    end(process, 5)
+    again = fake.launch(config)
+    seen = wait_for_line(again, "step stage=data")
+    assert time.monotonic() - died < 5
+    assert "status=resume" in seen
+    code, _, err = end(again)
+    assert code == 0, err
+    assert Record.load(config.parent).attempts == 2
 
 
 def test_children_do_not_inherit_the_lock(tmp_path):

@@ -46,8 +46,8 @@ def test_a_speedrun_runs_all_stages_once_and_ends_with_answer_and_next_commands(
     code, out, err = fake.cli("speedrun", "--preset", "smoke")
     assert code == 0, err
     assert "I am smoke. You asked: Who are you?" in out
-    assert "nanochat chat --run smoke" in out
-    assert "nanochat serve --run smoke" in out
+    assert " chat --run smoke" in out
+    assert " serve --run smoke" in out
     assert "report.html" in out
     assert [name for name in NAMES if (fake.home.stage("smoke", name) / "record.json").exists()] == NAMES
     assert read_json(fake.home.run("smoke") / "spec.json")["preset"] == "smoke"

@@ -34,6 +34,12 @@ def test_other_system_errors_pass_as_they_are(tmp_path):
         raise PermissionError(errno.EACCES, "no")
 
 
+def test_a_missing_permission_names_the_file_and_has_its_own_code():
+    error = files.no_permission(PermissionError(errno.EACCES, "Permission denied", "/pvc/runs"))
+    assert error.exit_code == 77
+    assert error.message == "no permission for `/pvc/runs`: Permission denied"
+
+
 def test_json_comes_back_and_is_stable(tmp_path):
     path = tmp_path / "x.json"
     files.write_json(path, {"b": 1, "a": ["é", None]})

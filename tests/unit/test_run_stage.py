@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nanochat.errors import ConfigError
-from nanochat.run.config import RunConfig
+from nanochat.run.config import RunConfig, StageConfig
 from nanochat.run.stage import STAGE_NAMES, STAGES, stage, until
 
 
@@ -30,6 +30,16 @@ def test_every_setting_of_a_stage_is_a_field_of_the_run():
 
 def test_evaluation_of_chat_models_is_one_module():
     assert stage("mid_eval").module == stage("chat_eval").module
+
+
+def test_an_identity_file_counts_by_its_content(tmp_path):
+    def hash_of(name, text):
+        (tmp_path / name).write_text(text)
+        spec = RunConfig(run="r", preset="smoke", source="generated", identity=tmp_path / name)
+        return StageConfig(stage="data", spec=spec).hash
+
+    assert hash_of("a", "I am Bob") == hash_of("b", "I am Bob")
+    assert hash_of("a", "I am Bob") != hash_of("a", "I am Eve")
 
 
 def test_until_cuts_after_the_named_stage():

@@ -47,6 +47,10 @@ def run(arguments: Sequence[str]) -> int:
         code = command.main(list(arguments), prog_name="nanochat", standalone_mode=False)
     except NanochatError as error:
         return _fail(error)
+    except PermissionError as error:
+        from nanochat.files import no_permission
+
+        return _fail(no_permission(error))
     except KeyboardInterrupt:
         return _fail(Interrupted(2, "stopped by Ctrl-C"))
     except typer.Abort:

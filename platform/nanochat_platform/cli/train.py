@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -89,11 +91,21 @@ def ask(run: str, question: str) -> str:
     return done.stdout.strip()
 
 
-def _close(run_dir: Any, answer: str) -> None:
+def own_name() -> str:
+    """Return how this command line was called, e.g. `.venv/bin/nanochat` from the Makefile."""
+    name = sys.argv[0]
+    found = shutil.which("nanochat")
+    if Path(name).name != "nanochat":
+        return "nanochat" if found else f"{sys.executable} -m nanochat_platform.cli"
+    return "nanochat" if found and Path(found).resolve() == Path(name).resolve() else name
+
+
+def _close(run_dir: Path, answer: str) -> None:
     from nanochat.report.markdown import summary_table
     from nanochat_platform import local
 
+    name = own_name()
     print(f"\n{summary_table(run_dir)}\n\nReport: {run_dir / 'report' / 'report.html'}\n")
     print(f"> {local.QUESTION}\n{answer}\n")
-    print(f"Chat in the terminal:  nanochat chat --run {run_dir.name}")
-    print(f"Serve page and API:    nanochat serve --run {run_dir.name}", flush=True)
+    print(f"Chat in the terminal:  {name} chat --run {run_dir.name}")
+    print(f"Serve page and API:    {name} serve --run {run_dir.name}", flush=True)
