@@ -17,6 +17,9 @@ from torch import Tensor
 
 from nanochat.shape import Shape
 
+# Up to here two bf16 matmuls beat torch's CPU flash kernel: 2x at 256 tokens, 1.7x at 1,024 (2026-08).
+EXPLICIT_TOKENS = 1024
+
 
 def causal_attention(q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor, *, window: int) -> Tensor:
     """Return y_BTHD: each query attends to itself and to `window` tokens on its left.
@@ -25,15 +28,29 @@ def causal_attention(q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor, *, window: 
     """
     tokens = q_BTHD.size(1)
     whole = window >= tokens - 1
+    q_BHTD, k_BGTD, v_BGTD = (x.transpose(1, 2) for x in (q_BTHD, k_BTGD, v_BTGD))
+    if q_BTHD.device.type == "cpu" and q_BTHD.dtype == torch.bfloat16 and tokens <= EXPLICIT_TOKENS:
+        return _explicit(q_BHTD, k_BGTD, v_BGTD, window).transpose(1, 2)
     y_BHTD = F.scaled_dot_product_attention(
-        q_BTHD.transpose(1, 2),
-        k_BTGD.transpose(1, 2),
-        v_BTGD.transpose(1, 2),
+        q_BHTD,
+        k_BGTD,
+        v_BGTD,
         attn_mask=None if whole else band_mask(tokens, window, q_BTHD.device),
         is_causal=whole,
         enable_gqa=q_BTHD.size(2) != k_BTGD.size(2),
     )
     return y_BHTD.transpose(1, 2)
+
+
+def _explicit(q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, window: int) -> Tensor:
+    """Attend with the score matrix in memory; softmax in fp32."""
+    group = q_BHTD.size(1) // k_BGTD.size(1)
+    if group > 1:
+        k_BGTD, v_BGTD = (x.repeat_interleave(group, dim=1) for x in (k_BGTD, v_BGTD))
+    scores_BHTT = (q_BHTD @ k_BGTD.mT).float() * q_BHTD.size(-1) ** -0.5
+    hidden_TT = ~band_mask(q_BHTD.size(2), window, q_BHTD.device)
+    weights_BHTT = torch.softmax(scores_BHTT.masked_fill(hidden_TT, -torch.inf), dim=-1)
+    return weights_BHTT.to(v_BGTD.dtype) @ v_BGTD
 
 
 def band_mask(tokens: int, window: int, device: torch.device) -> Tensor:

@@ -287,7 +287,8 @@ class GPT(nn.Module):
 
 def softcap(logits: Tensor) -> Tensor:
     """Return 15 * tanh(logits / 15) in fp32: bf16 would quantise the large ones."""
-    return SOFTCAP * torch.tanh(logits.float() / SOFTCAP)
+    # tanh(x) = 2 * sigmoid(2x) - 1, whose vector code costs half as much: 7% of a tiny CPU step (2026-08).
+    return 2 * SOFTCAP * torch.sigmoid(logits.float() * (2 / SOFTCAP)) - SOFTCAP
 
 
 def _attend_whole(layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor, window: int) -> Tensor:

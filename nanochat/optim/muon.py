@@ -46,7 +46,8 @@ def orthogonalise(u_KMN: Tensor) -> Tensor:
             gram = x @ x.mT
             x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     scale_K11 = min(rows, columns) ** 0.5 / frobenius(x).clamp(min=FLOOR)
-    return x * scale_K11.to(x.dtype)
+    scaled: Tensor = x * scale_K11.to(x.dtype)
+    return scaled
 
 
 def second_moment_size(count: int, rows: int, columns: int) -> tuple[int, int, int]:
