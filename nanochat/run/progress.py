@@ -95,8 +95,10 @@ class Bar:
         """Show one event."""
         if event["event"] == "step":
             self._step(event)
-        elif event["event"] not in ("run", "stage"):
-            self._console.print(line(self._stage, event), markup=False, soft_wrap=True)
+        else:
+            text = sentence(self._stage, event)
+            if text is not None:
+                self._console.print(text, markup=False, soft_wrap=True)
 
     def _step(self, event: Event) -> None:
         unit = str(event.get("unit") or "step")
@@ -110,6 +112,23 @@ class Bar:
     def close(self) -> None:
         """Leave the terminal as it was."""
         self._progress.stop()
+
+
+def sentence(stage: str, event: Event) -> str | None:
+    """Return what a person at a terminal reads of an event; None for what only machines need."""
+    name = event["event"]
+    if name == "eval":
+        at = f" at step {event['step']}" if event.get("step") is not None else ""
+        chance = f", chance {number(event['chance'])}" if event.get("chance") else ""
+        problems = f" of {event['n']}{chance}" if event.get("low") is not None else ""
+        return f"  {event['name']} {number(event['value'])}{problems}{at}"
+    if name == "sample":
+        return f"  {event['prompt']} > {' '.join(str(event['text']).split())}"
+    if name == "checkpoint" and event.get("error"):
+        return f"  checkpoint of step {event['step']} failed: {event['error']}"
+    if name == "record":
+        return f"{stage} finished in {duration(event['wall_s'])}"
+    return f"{stage} continues: {event['after']}" if name == "restart" else None
 
 
 def facts(event: Event) -> str:

@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from nanochat.run.progress import Bar, Lines, duration, facts, line, progress
+from nanochat.run.progress import Bar, Lines, duration, facts, line, progress, sentence
 
 STEP = {
     "event": "step",
@@ -67,8 +67,28 @@ def test_a_terminal_gets_a_bar_and_everything_else_lines():
     bar({**STEP, "step": 10})
     bar.close()
     assert "loss 2.346" in out.getvalue()
-    assert "eval stage=base_train name=bpb value=1.25" in out.getvalue()
+    assert "  bpb 1.25" in out.getvalue()
     assert "10/10" in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("event", "text"),
+    [
+        ({"event": "eval", "name": "val_bpb", "value": 1.5, "step": 40}, "  val_bpb 1.5 at step 40"),
+        (
+            {"event": "eval", "name": "mmlu", "value": 0.3, "n": 16, "low": 0.1, "chance": 0.25},
+            "  mmlu 0.3 of 16, chance 0.25",
+        ),
+        ({"event": "sample", "prompt": "Hi", "text": "there\n you"}, "  Hi > there you"),
+        ({"event": "record", "hash": "x", "wall_s": 80.0}, "base_train finished in 1m 20s"),
+        ({"event": "restart", "after": "it was killed"}, "base_train continues: it was killed"),
+        ({"event": "checkpoint", "step": 3, "bytes": 9}, None),
+        ({"event": "checkpoint", "step": 3, "error": "full"}, "  checkpoint of step 3 failed: full"),
+        ({"event": "stage", "status": "start"}, None),
+    ],
+)
+def test_a_person_at_a_terminal_reads_sentences(event, text):
+    assert sentence("base_train", event) == text
 
 
 def test_facts_show_only_what_is_known():
