@@ -22,7 +22,8 @@ SOURCES = ("packages/cpu", "packages/core", "generated", "climbmix", "fineweb-ed
 class Frozen(BaseModel):
     """A closed, immutable model: an unknown field is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    # No `use_attribute_docstrings`: reading the source for them takes 20 ms of every launch (2026-11).
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class RunConfig(Frozen):

@@ -12,6 +12,8 @@ from fakes_run import FakeHome, end, wait_for_line
 
 from nanochat.run.events import read_events
 from nanochat.run.record import Record
+from nanochat.run.setup import load_config
+from nanochat.run.stage import stage
 
 STEPS = """
 def run(context):
@@ -87,7 +89,7 @@ def test_a_finished_stage_leaves_a_record_and_the_second_launch_does_nothing(tmp
     assert record is not None
     assert record.metrics == {"answer": 42}
     assert list(record.outputs) == ["runs/r/data/out.txt"]
-    assert record.config == {"source": "generated", "identity": None}
+    assert record.config == load_config(config).spec.relevant(stage("data"))
     assert record.attempts == 1
     assert 0 < record.wall_s < 60
     assert record.hardware["cores"] >= 1
@@ -345,8 +347,8 @@ def trained(tmp_path):
 
     def make(source, **values):
         fake = FakeHome(tmp_path, base_train=source)
-        for stage in ("data", "tok_train", "tokenize"):
-            fake.finish(stage, **values)
+        for name in ("data", "tok_train", "tokenize"):
+            fake.finish(name, **values)
         return fake, fake.config("base_train", **values)
 
     return make
