@@ -65,7 +65,7 @@ class Probe(Protocol):
         ...
 
     def compiler(self) -> str | None:
-        """Return what the CPU back end of torch.compile lacks, or None."""
+        """Return what torch.compile lacks to build its kernels, or None."""
         ...
 
 
@@ -97,8 +97,9 @@ class TorchProbe:
 
     def compiler(self) -> str | None:
         """See `Probe.compiler`."""
-        if not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
-            return "no C++ compiler on PATH: install g++ (Debian: apt install g++)"
+        wanted = "clang++" if sys.platform == "darwin" else "g++"
+        if shutil.which(wanted) is None:
+            return f"no C++ compiler on PATH: install {wanted} (Debian: apt install g++)"
         if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
             minor = f"{sys.version_info.major}.{sys.version_info.minor}"
             return f"no Python.h: install the headers of Python {minor} (Debian: apt install python3-dev)"
@@ -109,7 +110,7 @@ def select_device(probe: Probe | None = None) -> Device:
     """Return the best device: CUDA, else Apple's MPS, else the CPU."""
     probe = TorchProbe() if probe is None else probe
     if (found := probe.cuda()) is not None:
-        return _cuda(*found)
+        return _cuda(*found, lacks=probe.compiler())
     if probe.mps():
         return Device(
             kind="mps",
@@ -133,7 +134,7 @@ def select_device(probe: Probe | None = None) -> Device:
     )
 
 
-def _cuda(name: str, capability: tuple[int, int]) -> Device:
+def _cuda(name: str, capability: tuple[int, int], *, lacks: str | None) -> Device:
     peak = next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
     return Device(
         kind="cuda",
@@ -141,6 +142,6 @@ def _cuda(name: str, capability: tuple[int, int]) -> Device:
         dtype=torch.bfloat16 if capability >= BF16_CAPABILITY else torch.float32,
         name=name,
         peak_flops=peak,
-        compile_ok=True,
-        why=None,
+        compile_ok=lacks is None,  # Triton builds a small C module for every kernel
+        why=lacks,
     )
