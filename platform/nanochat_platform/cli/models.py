@@ -89,9 +89,11 @@ def export(
     home, name = settings.home(), run or DEFAULT_PRESET
     model = models.find_model(home, name, stage) if stage else models.resolve_model(home, name)
     if format == "hf":
-        from nanochat.hf import export_folder
+        from nanochat.hf import save_classic
 
-        export_folder(model, to)
+        weights, tokenizer = model.load()
+        ids = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.special("assistant_end")}
+        save_classic(weights, to, **ids)
     else:
         models.copy_model(model, to)
     facts = {"model": model.id, "folder": str(to.absolute()), "format": format}
