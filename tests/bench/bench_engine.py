@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from nanochat.hf import export_classic
 from transformers import NanoChatConfig, NanoChatForCausalLM
 
 from nanochat.engine.engine import Engine
 from nanochat.engine.request import SamplingParams
 from nanochat.gpt import GPT
+from nanochat.hf import export_classic
 from nanochat.shape import Shape
 from tests.bench.row import Row
 
