@@ -146,22 +146,25 @@ class Shape:
         """Return bytes of keys and values that one cached token takes over all layers."""
         return 2 * self.depth * self.kv_width * element_bytes
 
-    def memory_bytes(self, rows: int, *, world_size: int = 1, table_bytes: int = 2) -> dict[str, int]:
-        """Return an estimate of one device's training memory in bytes, with bf16 compute.
+    def memory_bytes(
+        self, rows: int, *, world_size: int = 1, table_bytes: int = 2, compute_bytes: int = 2
+    ) -> dict[str, int]:
+        """Return an estimate of one device's training memory in bytes.
 
-        weights: fp32 masters, bf16 copies and gradients; optimizer: its shard of the state; activations: what
-        a compiled backward keeps of `rows` rows (36 bytes per channel, layer and token), and the logits.
+        weights: fp32 masters and gradients, and copies in the compute type; optimizer: its shard of the
+        state; activations: what a compiled backward keeps of `rows` rows, 18 values per channel, layer and
+        token; logits: in the compute type and in fp32.
         """
         counts = self.parameter_counts()
         tables = counts["wte"] + counts["value_embeddings"]
         dense = counts["total"] - tables
         tokens = rows * self.seq_len
         parts = {
-            "weights": dense * (4 + 2 + 4) + tables * 2 * table_bytes,
+            "weights": dense * (8 + compute_bytes % 4) + tables * 2 * table_bytes,
             "optimizer": (counts["matrices"] * 4 + counts["lm_head"] * 8 + tables * 2 * table_bytes)
             // world_size,
-            "activations": tokens * self.depth * self.width * 36,
-            "logits": tokens * self.padded_vocab() * 6,
+            "activations": tokens * self.depth * self.width * 18 * compute_bytes,
+            "logits": tokens * self.padded_vocab() * (4 + compute_bytes),
         }
         return parts | {"total": sum(parts.values())}
 
