@@ -144,11 +144,14 @@ def read_events(path: Path, *names: str) -> Iterator[Event]:
 
 
 def spent_s(events: Iterable[Event]) -> float:
-    """Return the seconds that all attempts worked: from each `run` event to the last one before the next."""
+    """Return the seconds that all attempts worked: from each `run` event to the last one before the next.
+
+    A clock that was set back between two events counts as no time.
+    """
     total, first, last = 0.0, None, 0.0
     for event in events:
         if event["event"] == "run":
-            total += last - first if first is not None else 0.0
+            total += max(0.0, last - first) if first is not None else 0.0
             first = event["time"]
         last = event["time"]
-    return total + (last - first if first is not None else 0.0)
+    return total + (max(0.0, last - first) if first is not None else 0.0)

@@ -136,20 +136,14 @@ class _Attempt:
         """
         ranks = self.ranks
         with Reasons(self.folder, slots=ranks.slots, rank=ranks.rank) as reasons:
-            arguments = [
-                "--config",
-                str(self.path),
-                "--attempt",
-                str(self.number),
-                "--reason",
-                str(reasons.path),
-            ]
+            arguments = ["--config", str(self.path), "--attempt", str(self.number)]
+            arguments += ["--reason", str(reasons.path)]
             if ranks.kind == "agent":
                 from nanochat.run.elastic import run_elastic
 
                 ended = run_elastic(arguments, ranks, self.limits, watch=events.path)
             else:
-                ended = run_single(arguments, self.limits, watch=events.path)
+                ended = run_single([*arguments, "--slot", "0"], self.limits, watch=events.path)
             error = self.error(ended, reasons)
         if error is None:
             events.emit("stage", stage=self.stage.name, status="done", attempt=self.number)

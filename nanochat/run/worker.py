@@ -37,23 +37,40 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--attempt", type=int, default=1)
-    parser.add_argument("--reason", type=Path)
+    parser.add_argument("--reason", type=Path, help="file for the reason of a failure")
+    parser.add_argument("--slot", type=int, help="place in that file; the local rank without it")
     args = parser.parse_args(argv)
     die_with_parent(args.parent)
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
-    place = Topology()
+    slot = args.slot or 0
     try:
         place = topology()
+        slot = place.local_rank if args.slot is None else args.slot
         _run(args.config, args.attempt, place)
     except NanochatError as error:
-        _tell(args.reason, place, error)
-        return error.exit_code
+        return _fail(error, args.reason, slot)
     except Exception as error:
         traceback.print_exc()
-        _tell(args.reason, place, NanochatError(f"{type(error).__name__}: {error}"))
-        return 1
+        return _fail(_translate(error), args.reason, slot)
     return 0
+
+
+def _fail(error: NanochatError, reason: Path | None, slot: int) -> int:
+    """Hand the reason to the launcher, which prints it once for all ranks; returns the exit code."""
+    if reason is None or not tell(reason, slot, error):
+        print(error.render(), file=sys.stderr)
+    return error.exit_code
+
+
+def _translate(error: Exception) -> NanochatError:
+    """Return an error that is not ours as one sentence."""
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which this module does not import
+        return ConfigError(
+            f"the device has too little memory: {str(error).splitlines()[0]}",
+            hint="halve `--device-batch-size`; the total batch, and so the result, stays the same",
+        )
+    return NanochatError(f"{type(error).__name__}: {error}")
 
 
 def _run(path: Path, attempt: int, place: Topology) -> None:
@@ -71,11 +88,11 @@ def _run(path: Path, attempt: int, place: Topology) -> None:
         try:
             stop.install()
             context.inputs = find_inputs(stage, context.run_dir)
-            started = time.time()
+            began = time.monotonic()
             with storage_errors(folder):
                 result = _call(stage, context)
                 if first:
-                    _finish(stage, context, result, started)
+                    _finish(stage, context, result, time.monotonic() - began)
         except StopNow as stopped:
             raise interrupted(stopped.signum, f"stage `{stage.name}` is not finished") from None
         except KeyboardInterrupt:
@@ -96,7 +113,7 @@ def _call(stage: Stage, context: StageContext) -> StageResult:
     return result
 
 
-def _finish(stage: Stage, context: StageContext, result: StageResult, started: float) -> None:
+def _finish(stage: Stage, context: StageContext, result: StageResult, took_s: float) -> None:
     config: StageConfig = context.config
     settings = config.spec.relevant(stage)
     history = list(read_events(context.dir / "events.jsonl"))
@@ -109,20 +126,14 @@ def _finish(stage: Stage, context: StageContext, result: StageResult, started: f
         revision=code_revision(),
         outputs=hash_outputs(result.outputs, context.home),
         metrics=result.metrics,
-        wall_s=round(max(spent_s(history), finished - started), 3),
+        wall_s=round(max(spent_s(history), took_s), 3),
         attempts=max(1, sum(event["event"] == "run" for event in history)),
-        started=round(min([event["time"] for event in history] + [started]), 3),
+        started=round(min([event["time"] for event in history] + [finished - took_s]), 3),
         finished=round(finished, 3),
         hardware=hardware(),
     )
     record.save(context.dir)
     context.emit("record", stage=stage.name, hash=record.hash, wall_s=record.wall_s)
-
-
-def _tell(reason: Path | None, place: Topology, error: NanochatError) -> None:
-    """Hand the reason to the launcher, which prints it once for all ranks."""
-    if reason is None or not tell(reason, place.local_rank, error):
-        print(error.render(), file=sys.stderr)
 
 
 if __name__ == "__main__":

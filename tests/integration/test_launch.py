@@ -38,6 +38,11 @@ FAILS = {
     "SIGKILL": ("os.kill(os.getpid(), signal.SIGKILL)", 137, "died by SIGKILL"),
     "SIGSEGV": ("os.kill(os.getpid(), signal.SIGSEGV)", 139, "died by SIGSEGV"),
     "a bug": ('raise ValueError("oops")', 1, "ValueError: oops"),
+    "no GPU memory": (
+        "raise type('OutOfMemoryError', (RuntimeError,), {})('CUDA out of memory. Tried 2 GiB')",
+        64,
+        "CUDA out of memory",
+    ),
     "no result": ("return None", 1, "not StageResult"),
 }
 
@@ -377,6 +382,28 @@ def test_one_of_two_ranks_fails_and_its_reason_is_the_stage_s(trained, action, c
     source = TWO_RANKS % f"if place.rank == 1: {action}\n    time.sleep(0.01 if place.rank == 1 else 30)"
     fake, config = trained(source, nproc=2)
     assert_failed(fake, config, end(fake.launch(config)), code, words)
+
+
+@pytest.mark.timeout(120)
+def test_under_torchrun_each_launcher_is_one_rank_and_tells_its_own_reason(trained):
+    fake, config = trained(TWO_RANKS % 'if place.rank == 1: raise DivergedError("loss is nan at step 3")')
+    arguments = (
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "nanochat.run.launch",
+        "--config",
+        str(config),
+    )
+    code, _, err = end(fake.start("torch.distributed.run", *arguments))
+    assert code != 0
+    assert "error: loss is nan at step 3" in err
+    fake.stage("base_train", TWO_RANKS % "")
+    code, _, err = end(fake.start("torch.distributed.run", *arguments))
+    assert code == 0, err
+    assert (config.parent / "rank1").read_text() == "1/2/2"
+    assert Record.load(config.parent) is not None
 
 
 @pytest.mark.timeout(120)

@@ -91,3 +91,4 @@ def test_time_between_attempts_is_not_work():
     ]
     assert spent_s(events) == 7.0
     assert spent_s([]) == 0.0
+    assert spent_s([{"event": "run", "time": 10.0}, {"event": "step", "time": 4.0}]) == 0.0
