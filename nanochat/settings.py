@@ -1,4 +1,4 @@
-"""Where things are and what the environment says: the only reader of environment variables.
+"""Where things are and what the environment says: the only reader and writer of environment variables.
 
 Knows the folder layout (one `Home`) and the process topology; knows nothing of
 what stages do with them.
@@ -150,3 +150,8 @@ def termination_log(env: Mapping[str, str] | None = None) -> Path | None:
     env = os.environ if env is None else env
     path = Path(env.get("NANOCHAT_TERMINATION_LOG") or "/dev/termination-log")
     return path if path.exists() else None
+
+
+def tell_libraries(**variables: str) -> None:
+    """Set environment variables that a library reads later in this process or in its children."""
+    os.environ.update(variables)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from nanochat.device import Device, select_device
 from nanochat.gpt import GPT
-from nanochat.settings import Topology
+from nanochat.settings import Topology, tell_libraries
 
 # Below this many FLOPs a CPU is done before a compiler pays: 12-24 s to compile cold, 4 s warm, against
 # about 40% of the eager time at 200 GFLOP/s (2 cores, torch 2.15, 2026).
@@ -91,7 +90,7 @@ def runtime(
     """
     if cache is not None:
         # torch reads these when it first compiles; child processes of the compiler inherit them.
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache / "inductor")
+        tell_libraries(TORCHINDUCTOR_CACHE_DIR=str(cache / "inductor"))
     device = select_device()
     if device.kind == "cuda":
         torch.cuda.set_device(topology.local_rank)
@@ -112,7 +111,7 @@ def runtime(
 
 def _set_deterministic(on: bool) -> None:
     if on:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        tell_libraries(CUBLAS_WORKSPACE_CONFIG=":4096:8")  # without it cuBLAS may sum in another order
     torch.use_deterministic_algorithms(on)
     # Filling fresh memory costs a pass over it and hides nothing: every parameter is written anyway.
     torch.utils.deterministic.fill_uninitialized_memory = not on  # type: ignore[attr-defined]
