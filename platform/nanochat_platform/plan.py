@@ -12,12 +12,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from nanochat.data.sources import load_sources
 from nanochat.errors import ConfigError
+from nanochat.files import read_json
 from nanochat.run.config import Frozen, RunConfig
 from nanochat.run.stage import STAGES
+from nanochat.settings import Home
 from nanochat.shape import BYTES_PER_TOKEN, PACKING_LOSS, Preset, resolve, shards_needed
 from nanochat_platform.hardware import GIB, Hardware
 
@@ -89,9 +92,11 @@ class Plan(Frozen):
 class DataFacts:
     """What is known of a dataset that is already prepared."""
 
-    utf8_bytes: int
-    """Of the training text."""
+    utf8_bytes: int | None
+    """Of the training text; None where more can be fetched."""
     bytes_per_token: float = BYTES_PER_TOKEN
+    packing_loss: float = PACKING_LOSS
+    """Tokens written per token trained on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,8 +206,8 @@ def _data(spec: RunConfig, tokens: int, data: DataFacts | None) -> tuple[int | N
         per_token = data.bytes_per_token if data else BYTES_PER_TOKEN
         shards, available = shards_needed(tokens, bytes_per_token=per_token), hub.files
     epochs = None
-    if data is not None:
-        epochs = tokens * data.bytes_per_token * PACKING_LOSS / data.utf8_bytes
+    if data is not None and data.utf8_bytes is not None:
+        epochs = tokens * data.bytes_per_token * data.packing_loss / data.utf8_bytes
     elif shards is not None and available is not None:
         epochs = (shards - 1) / (available - 1) if shards > available else 1.0
     if epochs is None or epochs <= 1.0:
@@ -309,6 +314,32 @@ def measure_here(spec: RunConfig) -> Mapping[str, Any]:
         raise ConfigError(f"could not measure three steps on this machine: {words[-1]}")
     figures: Mapping[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return figures
+
+
+def known_data(home: Home, spec: RunConfig) -> DataFacts | None:
+    """Return what the home's prepared and tokenized dataset says of the run's source; None without one.
+
+    Raises:
+        DataError: the dataset's manifest is damaged.
+    """
+    from nanochat.data import loader, manifest  # numpy takes 0.2 s to import
+
+    folder = home.dataset(spec.dataset())
+    if not (folder / manifest.MANIFEST).exists():
+        return None
+    dataset = manifest.load(folder)
+    text = sum(dataset.files[name].utf8_bytes or 0 for name in dataset.train_shards)
+    per_token = BYTES_PER_TOKEN
+    for tokens in sorted(folder.glob("tokens-*/manifest.json")):
+        counted = {shard["name"]: shard["tokens"] for shard in read_json(tokens)["shards"]}
+        if known := sum(counted.get(Path(name).stem, 0) for name in dataset.train_shards):
+            per_token = text / known
+    short = resolve(spec).shape.seq_len < loader.SPLIT_BELOW  # such contexts keep what does not fit a row
+    return DataFacts(
+        utf8_bytes=None if spec.source in load_sources().hub else text,
+        bytes_per_token=per_token,
+        packing_loss=1.05 if short else PACKING_LOSS,
+    )
 
 
 def describe(plan: Plan) -> str:

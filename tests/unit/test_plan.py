@@ -8,8 +8,10 @@ from nanochat_platform import hardware, plan
 from nanochat_platform.plan import DataFacts, describe, make_plan
 
 from nanochat.errors import ConfigError
+from nanochat.files import write_json
 from nanochat.run.config import RunConfig
 from nanochat.run.stage import STAGES
+from nanochat.settings import Home
 from nanochat.shape import PRESETS, preset
 
 GIB = 2**30
@@ -88,6 +90,36 @@ def test_shards_follow_from_the_measured_bytes_per_token():
     few = make_plan(spec(), hardware.find("8xh100"), data=DataFacts(utf8_bytes=10**12, bytes_per_token=3.0))
     many = make_plan(spec(), hardware.find("8xh100"), data=DataFacts(utf8_bytes=10**12, bytes_per_token=6.0))
     assert many.shards_needed == pytest.approx(2 * few.shards_needed, abs=2)
+
+
+def test_a_prepared_dataset_says_its_size_and_bytes_per_token(tmp_path):
+    home = Home(tmp_path)
+    assert plan.known_data(home, spec("tiny")) is None
+    folder = home.dataset("packages-cpu")
+    entry = {"sha256": "0" * 64, "bytes": 10, "rows": 1}
+    values = {
+        "name": "packages-cpu",
+        "source": "packages/cpu",
+        "recipe": "r",
+        "documents": 3,
+        "utf8_bytes": 12_000,
+        "shards": ["shard_00000.parquet", "shard_00001.parquet"],
+        "files": {
+            "shard_00000.parquet": entry | {"kind": "train", "utf8_bytes": 9000},
+            "shard_00001.parquet": entry | {"kind": "val", "utf8_bytes": 3000},
+        },
+        "sources": [],
+        "hash": "h",
+    }
+    write_json(folder / "manifest.json", values)
+    assert plan.known_data(home, spec("tiny")).utf8_bytes == 9000
+    shards = [{"name": "shard_00000", "tokens": 3000}, {"name": "shard_00001", "tokens": 1000}]
+    write_json(folder / "tokens-abc" / "manifest.json", {"shards": shards})
+    assert plan.known_data(home, spec("tiny")).bytes_per_token == 3.0
+    write_json(
+        home.dataset("climbmix") / "manifest.json", values | {"name": "climbmix", "source": "climbmix"}
+    )
+    assert plan.known_data(home, spec("speedrun")).utf8_bytes is None
 
 
 def test_a_cpu_is_measured_once_and_only_after_everything_else_fits():
