@@ -35,27 +35,32 @@ MAX_RESTARTS = 2
 """Automatic restarts of a stage whose rank was killed or hung, in a row."""
 
 
-def make_spec(home: Home, options: Mapping[str, Any]) -> RunConfig:
+def make_spec(
+    home: Home, options: Mapping[str, Any], *, stored: bool = True, check: bool = True
+) -> RunConfig:
     """Return what a run is asked to do: options given now, over its `spec.json`, over defaults.
 
     Args:
         home: the home folder.
         options: fields of `RunConfig` that were given; None counts as not given.
+        stored: False: the run's `spec.json`, if there is one, does not count.
+        check: False: whether the batch divides is left to the caller, who knows the number of ranks.
 
     Raises:
         ConfigError: an unknown preset or source, or a value out of range; names the nearest or the range.
     """
     given = {name: value for name, value in options.items() if value is not None}
     name = given.get("run") or given.get("preset") or DEFAULT_PRESET
-    stored = home.run(name) / "spec.json"
-    known = dict(read_json(stored)) if stored.exists() else {}
+    path = home.run(name) / "spec.json"
+    known = dict(read_json(path)) if stored and path.exists() else {}
     values = {"preset": DEFAULT_PRESET, **known, **given, "run": name}
     preset = shape.preset(values["preset"])
     values["source"] = full_source(values.get("source") or preset.source)
     if values.get("identity") is not None:
         values["identity"] = str(Path(values["identity"]).absolute())
     spec: RunConfig = parse(RunConfig, values, what="options", flags=True)
-    shape.resolve(spec, world_size=spec.nproc)
+    if check:
+        shape.resolve(spec, world_size=spec.nproc)
     return spec
 
 

@@ -104,6 +104,8 @@ def test_every_training_option_is_a_setting_of_the_run():
             ["data", "prepare", "--source", "generated", "--profile", "cpu"],
             ("`generated` has no profile `cpu`",),
         ),
+        (["plan", "--hardware", "8xh10"], ("unknown hardware `8xh10`", "did you mean `8xh100`?")),
+        (["plan", "--preset", "run1000", "--hardware", "1xrtx4090"], ("GiB", "smaller --depth")),
         (["checkpoints", "--run", "none"], ("there is no run `none`", "nanochat speedrun")),
         (["export", "--run", "none", "--to", "x"], ("run `none` has no model",)),
         (["export", "--to", "x", "--format", "ht"], ("--format is `ht`", "did you mean `hf`?")),
@@ -190,6 +192,43 @@ def test_stages_are_chosen_by_their_ends(first, last, chosen):
 )
 def test_only_a_lost_or_hung_rank_is_retried_where_a_person_sits(code, again):
     assert local.retried(code) is again
+
+
+def test_a_plan_is_text_or_json_and_is_kept_with_the_run_that_it_is_for(home, capsys):
+    assert run(["plan", "--preset", "speedrun", "--hardware", "8xh100"]) == 0
+    assert "base_train" in capsys.readouterr().out
+    assert not list(home.root.iterdir())
+    assert run(["plan", "--preset", "smoke", "--run", "a", "--no-measure", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["preset"] == "smoke"
+    assert json.loads((home.run("a") / "plan.json").read_text()) == found
+
+
+def test_a_plan_counts_a_hub_s_tokens_once_they_are_here(home):
+    from nanochat_platform.cli.plan import data_facts
+
+    from nanochat.data.manifest import DatasetManifest
+
+    spec = local.make_spec(home, {"preset": "speedrun"})
+    assert data_facts(home, spec) is None
+    folder = home.dataset("climbmix")
+    DatasetManifest(
+        name="climbmix",
+        source="climbmix",
+        recipe="r",
+        documents=1,
+        utf8_bytes=900,
+        shards=("a", "b"),
+        files={},
+        sources=(),
+        hash="h",
+    ).save(folder)
+    (folder / "tokens-x").mkdir()
+    shards = [{"name": "a", "tokens": 200}, {"name": "b", "tokens": 50}]
+    (folder / "tokens-x" / "manifest.json").write_text(json.dumps({"shards": shards}))
+    facts = data_facts(home, spec)
+    assert (facts.utf8_bytes, facts.bytes_per_token) == (900, 4.5)
+    assert data_facts(home, local.make_spec(home, {"preset": "smoke"})) is None
 
 
 def test_checkpoints_lists_what_is_there_and_what_is_damaged(home, capsys):

@@ -2,37 +2,83 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nanochat_platform.cli import options as o
 
-Hardware = Annotated[str, typer.Option("--hardware", metavar="NAME", help="cpu, 1xh100, 8xh100, 8xa100, ...")]
+if TYPE_CHECKING:
+    from nanochat.run.config import RunConfig
+    from nanochat.settings import Home
+    from nanochat_platform.plan import DataFacts
+
+Machine = Annotated[
+    str,
+    typer.Option(
+        "--hardware", metavar="NAME", help="cpu, mps, or a count and a device: 1xh100, 8xh100, 8xa100, ..."
+    ),
+]
+Run = Annotated[
+    str | None, typer.Option("--run", metavar="NAME", help="Plan this run, and keep its plan.json.")
+]
+Measure = Annotated[
+    bool, typer.Option("--measure/--no-measure", help="On cpu and mps: time three steps here first.")
+]
 
 
 def plan(
     *,
+    run: Run = None,
     preset: o.Preset = None,
-    hardware: Hardware = "cpu",
+    hardware: Machine = "cpu",
     depth: o.Depth = None,
     device_batch_size: o.DeviceBatchSize = None,
     steps: o.Steps = None,
     source: o.Source = None,
+    max_problems: o.MaxProblems = None,
+    dtype: o.Dtype = None,
+    nproc: o.Nproc = None,
     allow_epochs: o.AllowEpochs = None,
+    measure: Measure = True,
     as_json: o.Json = False,
 ) -> None:
-    """Print parameters, tokens, steps, memory, shards, time and cost of a run before it is started."""
-    from nanochat import settings
-    from nanochat_platform import local
-    from nanochat_platform import plan as planner
+    """Print what a run needs, takes and costs before it is started: model, memory, shards, time, money."""
+    given = dict(locals())
+    for name in ("hardware", "measure", "as_json"):
+        given.pop(name)
 
-    given = {
-        "preset": preset,
-        "depth": depth,
-        "device_batch_size": device_batch_size,
-        "steps": steps,
-        "source": source,
-        "allow_epochs": allow_epochs,
-    }
-    raise NotImplementedError((settings, local, planner, hardware, given, as_json))
+    from nanochat import settings
+    from nanochat.files import write_json
+    from nanochat_platform import local
+    from nanochat_platform.hardware import find
+    from nanochat_platform.plan import describe, make_plan, measure_here
+
+    home = settings.home()
+    spec = local.make_spec(home, given, stored=run is not None, check=False)
+    found = make_plan(
+        spec, find(hardware), measure=measure_here if measure else None, data=data_facts(home, spec)
+    )
+    values = found.model_dump(mode="json")
+    if run is not None:
+        write_json(home.run(run) / "plan.json", values)
+    if as_json:
+        o.print_json(values)
+    else:
+        print(describe(found), flush=True)
+
+
+def data_facts(home: Home, spec: RunConfig) -> DataFacts | None:
+    """Return the size of a hub's dataset once it is here and tokenised; None before, and for others."""
+    from nanochat.data.manifest import MANIFEST, load
+    from nanochat.data.sources import load_sources
+    from nanochat.files import read_json
+    from nanochat_platform.plan import DataFacts
+
+    folder = home.dataset(spec.dataset())
+    tokens = sorted(folder.glob(f"tokens-*/{MANIFEST}"))
+    if spec.source not in load_sources().hub or not tokens or not (folder / MANIFEST).exists():
+        return None
+    size = load(folder).utf8_bytes
+    count = sum(shard["tokens"] for shard in read_json(tokens[-1])["shards"][:-1])
+    return DataFacts(utf8_bytes=size, bytes_per_token=size / count)
