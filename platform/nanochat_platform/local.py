@@ -32,7 +32,7 @@ from nanochat.settings import Home
 DEFAULT_PRESET = "tiny"
 QUESTION = "Who are you?"
 MAX_RESTARTS = 2
-"""Automatic restarts of a stage whose rank was killed or hung, in a row."""
+"""Automatic restarts of a stage whose rank was killed or hung, in a row and without a new checkpoint."""
 
 
 def make_spec(
@@ -161,13 +161,21 @@ def _run_stage(home: Home, config: StageConfig, launcher: Launcher, say: Callabl
     if judge(stage, config, folder, home, inputs).action == "skip":
         say(f"stage {config.stage} is finished")
         return Outcome(config.stage, "skipped", 0, 0.0)
-    code = launcher.run(path)
-    for restart in range(1, MAX_RESTARTS + 1):
-        if not retried(code) or launcher.signum is not None:
+    saved = _saved(folder)
+    code, restarts = launcher.run(path), 0
+    while retried(code) and launcher.signum is None:
+        before, saved = saved, _saved(folder)
+        restarts = restarts + 1 if saved == before else 1
+        if restarts > MAX_RESTARTS:
             break
-        say(f"notice: stage {config.stage} ended with {code}; restart {restart} of {MAX_RESTARTS}")
+        say(f"notice: stage {config.stage} ended with {code}; restart {restarts} of {MAX_RESTARTS}")
         code = launcher.run(path)
     return Outcome(config.stage, "done" if code == 0 else "failed", code, time.monotonic() - started)
+
+
+def _saved(folder: Path) -> str:
+    """Return the newest checkpoint's name: a stage that dies but gets further is worth going on with."""
+    return max((path.name for path in (folder / "checkpoints").glob("step-*")), default="")
 
 
 def retried(code: int) -> bool:

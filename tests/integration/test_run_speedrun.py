@@ -136,6 +136,24 @@ def test_a_crash_loop_ends(fake):
     assert err.count("error:") == 3
 
 
+def test_a_stage_that_gets_further_each_time_is_not_given_up(fake):
+    fake.stage(
+        "data",
+        """
+def run(context):
+    folder = context.dir / "checkpoints"
+    step = len(list(folder.glob("*"))) + 1
+    if step > 4:
+        return StageResult()
+    (folder / f"step-{step:08d}").mkdir(parents=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+""",
+    )
+    code, _, err = fake.cli("run", "data", "--run", "r", "--preset", "smoke")
+    assert code == 0, err
+    assert err.count("restart 1 of 2") == 4
+
+
 def test_run_takes_the_settings_of_the_run_it_continues(fake):
     assert fake.cli("run", "data", "--run", "r", "--preset", "smoke", "--seed", "7")[0] == 0
     assert fake.cli("run", "tok_train", "--run", "r")[0] == 0
