@@ -22,22 +22,23 @@ BETA2 = 0.9
 FLOOR = 1e-6
 
 
-def frobenius(x_KMN: Tensor) -> Tensor:
-    """Return the norm of each matrix, fp32, as (K, 1, 1)."""
-    norm_K11: Tensor = x_KMN.float().square().sum(dim=(-2, -1), keepdim=True).sqrt()
-    return norm_K11
+def sum_of_squares(x_KMN: Tensor, dim: int | tuple[int, int]) -> Tensor:
+    """Return the sums over one or both axes of each matrix, fp32, reduced axes kept."""
+    norm: Tensor = torch.linalg.vector_norm(x_KMN, dim=dim, keepdim=True, dtype=torch.float32)
+    return norm.square()
 
 
-def orthogonalise(u_KMN: Tensor) -> Tensor:
-    """Return the nearest (semi-)orthogonal matrices in the dtype of `u_KMN`, scaled to norm sqrt(min(M, N)).
+def polar_factor(u_KMN: Tensor) -> Tensor:
+    """Return nearly (semi-)orthogonal matrices in the dtype of `u_KMN`: singular values about 1.
 
     Rows are first brought to equal norm, so that rare inputs are not drowned.
     """
     rows, columns = u_KMN.size(-2), u_KMN.size(-1)
-    row_norm = u_KMN.float().square().sum(dim=-1, keepdim=True).sqrt()
-    equal = frobenius(u_KMN) / rows**0.5
-    x = u_KMN.float() * (equal / row_norm.clamp(min=FLOOR))
-    x = (x / (1.01 * frobenius(x) + FLOOR)).to(u_KMN.dtype)
+    squares_KM1 = sum_of_squares(u_KMN, -1)
+    equal_K11 = squares_KM1.sum(dim=-2, keepdim=True).div(rows).sqrt()
+    scale_KM1 = equal_K11 / squares_KM1.sqrt().clamp(min=FLOOR)
+    norm_K11 = (squares_KM1 * scale_KM1.square()).sum(dim=-2, keepdim=True).sqrt()
+    x = (u_KMN * (scale_KM1 / (1.01 * norm_K11 + FLOOR))).to(u_KMN.dtype)
     for a, b, c in POLAR_EXPRESS:
         if rows > columns:  # the small Gram matrix is on the right
             gram = x.mT @ x
@@ -45,9 +46,26 @@ def orthogonalise(u_KMN: Tensor) -> Tensor:
         else:
             gram = x @ x.mT
             x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    scale_K11 = min(rows, columns) ** 0.5 / frobenius(x).clamp(min=FLOOR)
-    scaled: Tensor = x * scale_K11.to(x.dtype)
-    return scaled
+    return x
+
+
+def normalise(x_KMN: Tensor, second: Tensor) -> Tensor:
+    """Return fp32 x at norm sqrt(min(M, N)), evened out by the second moment, which is updated in place.
+
+    Both factors are constant along the axis that the second moment averages over, so norms before and after
+    follow from one reduction.
+    """
+    rows, columns = x_KMN.size(-2), x_KMN.size(-1)
+    axis, length = (-1, columns) if second.size(-1) == 1 else (-2, rows)
+    other = -3 - axis
+    squares = sum_of_squares(x_KMN, axis)
+    scale = min(rows, columns) ** 0.5 / squares.sum(dim=other, keepdim=True).sqrt().clamp(min=FLOOR)
+    squares = squares * scale.square()
+    second.lerp_(squares / length, 1.0 - BETA2)
+    even = second.clamp(min=1e-10).rsqrt()
+    before, after = (s.sum(dim=other, keepdim=True).sqrt() for s in (squares, squares * even.square()))
+    evened: Tensor = x_KMN * (scale * even * (before / after.clamp(min=FLOOR)))
+    return evened
 
 
 def second_moment_size(count: int, rows: int, columns: int) -> tuple[int, int, int]:
@@ -68,19 +86,11 @@ def muon_update(
 ) -> None:
     """Update K matrices, their momentum and second moments in place.
 
-    lr, mu (momentum) and decay (weight decay, before lr) are 0-d fp32 tensors, so that a compiled step is not
-    compiled again when they change.
+    lr, mu (momentum) and decay (weight decay, before lr) are 0-d fp32 tensors on the matrices' device, so
+    that a compiled step is not compiled again when they change.
     """
     g_KMN = torch.stack(tuple(grads_MN)).float()
-    # Written out, not `lerp`: a 0-d CPU tensor as its weight is refused beside CUDA tensors.
-    momentum_KMN.add_((g_KMN - momentum_KMN) * (1.0 - mu))
-    u_KMN = orthogonalise((g_KMN + (momentum_KMN - g_KMN) * mu).to(dtype)).float()
-
-    axis = -1 if second.size(-1) == 1 else -2
-    second.lerp_(u_KMN.square().mean(dim=axis, keepdim=True), 1.0 - BETA2)
-    before_K11 = frobenius(u_KMN)
-    u_KMN = u_KMN * second.clamp(min=1e-10).rsqrt()
-    u_KMN = u_KMN * (before_K11 / frobenius(u_KMN).clamp(min=FLOOR))
-
-    shrink_KMN = (u_KMN * p_KMN >= 0) * (p_KMN * decay)  # decay only where it agrees with the step
-    p_KMN.sub_((u_KMN + shrink_KMN) * lr)
+    momentum_KMN.lerp_(g_KMN, 1.0 - mu)
+    u_KMN = normalise(polar_factor(torch.lerp(g_KMN, momentum_KMN, mu).to(dtype)), second)
+    shrink_KMN = torch.where(u_KMN * p_KMN >= 0, p_KMN, 0.0)  # decay only where it agrees with the step
+    p_KMN.sub_((u_KMN + shrink_KMN * decay) * lr)

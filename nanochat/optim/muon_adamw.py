@@ -218,9 +218,9 @@ class MuonAdamW:
             grads,
             stack.momentum,
             stack.second,
-            lr=torch.tensor(muon_lr(stack.rule.lr, rows, columns) * lr_mult),
-            mu=torch.tensor(momentum),
-            decay=torch.tensor(decay),
+            lr=_scalar(muon_lr(stack.rule.lr, rows, columns) * lr_mult, stack.momentum),
+            mu=_scalar(momentum, stack.momentum),
+            decay=_scalar(decay, stack.momentum),
             dtype=self._muon_dtype,
         )
 
@@ -283,6 +283,11 @@ class MuonAdamW:
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+def _scalar(value: float, beside: Tensor) -> Tensor:
+    """Return a 0-d tensor on the device of another; filling it there needs no copy from the host."""
+    return torch.full((), value, dtype=torch.float32, device=beside.device)
 
 
 def _nothing() -> None:
