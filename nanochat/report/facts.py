@@ -49,7 +49,7 @@ def label(name: str) -> str:
         return f"bits per byte, {_SOURCES.get(source, source)}"
     if name.startswith("centred_mean("):
         tasks = name[len("centred_mean(") : -1].split(",")
-        return "Centred mean of " + ", ".join(_LABELS.get(task, task) for task in tasks)
+        return "Centred mean of " + ", ".join(label(task) for task in tasks)
     if name.startswith("gsm8k_"):
         return f"GSM8K-{name.removeprefix('gsm8k_')}"
     return _LABELS.get(name, name.replace("_", " "))
