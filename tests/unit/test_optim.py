@@ -177,6 +177,16 @@ def test_training_overfits_one_batch():
     assert losses[-1] < 0.7
 
 
+def test_bf16_tables_train_close_to_fp32_ones_with_bf16_state():
+    exact, half = build(small()), build(small(), table_dtype=torch.bfloat16)
+    for model in (exact, half):
+        optimizer = MuonAdamW(model, hyper(model))
+        fill_gradients(model, 0)
+        optimizer.step(lr_mult=0.1, muon_momentum=0.9, muon_wd=0.0)
+    assert optimizer.state_tensors()["wte.weight/exp_avg@0"].dtype == torch.bfloat16
+    torch.testing.assert_close(half.wte.weight.float(), exact.wte.weight, atol=0.02, rtol=0.02)
+
+
 def test_a_restored_optimizer_goes_on_bit_for_bit():
     first, second = build(small()), build(small(), seed=9)
     a = MuonAdamW(first, hyper(first))
