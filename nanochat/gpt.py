@@ -35,10 +35,11 @@ def rmsnorm(x: Tensor) -> Tensor:
     return F.rms_norm(x, (x.size(-1),), eps=NORM_EPS)
 
 
-def rope_table(seq_len: int, head_dim: int, base: float, *, device: torch.device | str = "cpu") -> Tensor:
-    """Return cos and sin, fp32, as one table of (2, seq_len, head_dim / 2)."""
-    exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
-    angle = torch.outer(torch.arange(seq_len, dtype=torch.float32, device=device), 1.0 / base**exponent)
+def rope_table(seq_len: int, head_dim: int, base: float) -> Tensor:
+    """Return cos and sin, fp32 on the CPU, as one table of (2, seq_len, head_dim / 2)."""
+    exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim
+    positions = torch.arange(seq_len, dtype=torch.float32, device="cpu")
+    angle = torch.outer(positions, 1.0 / base**exponent)
     return torch.stack((angle.cos(), angle.sin()))
 
 
@@ -168,8 +169,9 @@ class GPT(nn.Module):
             self.smear_gate = Linear(SMEAR_CHANNELS, 1) if modern else None
             self.smear_scale = nn.Parameter(torch.empty(())) if modern else None
             self.backout = nn.Parameter(torch.empty(())) if modern else None
-        table = rope_table(shape.seq_len, shape.head_dim, ROPE_BASE[shape.arch], device=device)
-        self.register_buffer("rope", table.to(dtype), persistent=False)
+        # Made on the CPU for every device: the same table everywhere, whatever the device's cosine.
+        table = rope_table(shape.seq_len, shape.head_dim, ROPE_BASE[shape.arch])
+        self.register_buffer("rope", table.to(device=device, dtype=dtype), persistent=False)
 
     @torch.no_grad()
     def init_weights(self, seed: int = 42) -> None:
