@@ -49,7 +49,7 @@ def _serve(run: str) -> list[Row]:
 def _bpb(run: str) -> list[Row]:
     from tests.bench import bpb
 
-    return bpb.rows(home(), run, "packages-cpu")
+    return bpb.rows(home().root, run, "packages-cpu")
 
 
 def _arithmetic(run: str) -> list[Row]:
