@@ -22,7 +22,7 @@ lint: setup ## format, lint, types, import contracts, clippy
 	@.venv/bin/ruff check .
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
-	@cd rustbpe && cargo fmt --check && cargo clippy --quiet --all-targets -- -D warnings
+	@cd rustbpe && cargo fmt --check && cargo clippy --quiet --all-targets --all-features -- -D warnings
 
 bench: setup ## measure every bar beside its peer; writes tests/bench/results.json
 	@.venv/bin/python -m tests.bench
