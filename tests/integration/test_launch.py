@@ -194,8 +194,12 @@ def test_a_signal_at_any_early_moment_ends_with_its_code_and_no_traceback(tmp_pa
 @pytest.mark.parametrize("nohup", [False, True])
 def test_a_closing_terminal_stops_the_stage_like_sigterm_and_not_at_all_under_nohup(tmp_path, nohup):
     fake = FakeHome(tmp_path, data=STEPS.replace("3001", "40"))
-    ignore = (lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) if nohup else None
-    process = fake.launch(fake.config(), preexec_fn=ignore)
+    inherited = signal.SIG_IGN if nohup else signal.SIG_DFL  # the tests themselves may run under nohup
+
+    def start() -> None:
+        signal.signal(signal.SIGHUP, inherited)
+
+    process = fake.launch(fake.config(), preexec_fn=start)
     wait_for_line(process, "step=1/")
     process.send_signal(signal.SIGHUP)
     code, _, err = end(process)
