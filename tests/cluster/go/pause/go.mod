@@ -1,0 +1,3 @@
+module nanochat/test-cluster/pause
+
+go 1.26.0
