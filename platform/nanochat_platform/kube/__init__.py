@@ -1,0 +1,1 @@
+"""Kubernetes: pure builders of objects, and the client that sends and follows them."""
