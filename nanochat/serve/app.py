@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -42,6 +42,8 @@ def create_app(
     created: int = 0,
     keys: Keys | None = None,
     limits: Limits | None = None,
+    aliases: Sequence[str] = (),
+    metrics: Metrics | None = None,
     warm: bool = True,
     clock: Callable[[], float] = time.time,
     timer: Callable[[], float] = time.monotonic,
@@ -54,6 +56,8 @@ def create_app(
         model_id: the one model's name, e.g. `tiny/chat_sft-400`.
         created: when the model was made, seconds since the epoch.
         keys: API keys that `/v1/*` asks for; None: open.
+        aliases: further names that clients may call the model; answers carry `model_id`.
+        metrics: those of the process, which now show this engine; None: new ones.
         warm: False: not ready until `app.state.context.serving.warm` is set.
     """
     limits = limits or Limits()
@@ -65,19 +69,25 @@ def create_app(
         stuck_s=limits.stuck_s,
     )
     serving.warm = warm
+    if metrics is None:
+        metrics = Metrics(engine, serving, model_id)
+    else:
+        metrics.follow(engine, serving, model_id)
     context = Context(
         engine=engine,
         prompts=prompts,
         model_id=model_id,
+        names=frozenset((model_id, *aliases)),
         limits=limits,
         serving=serving,
-        metrics=Metrics(engine, serving, model_id),
+        metrics=metrics,
         clock=clock,
         timer=timer,
     )
     app = FastAPI(title="nanochat", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.context = context
-    app.add_middleware(Front, keys=keys, hot={CHAT: ChatCompletions(context), TEXT: TextCompletions(context)})
+    hot = {CHAT: ChatCompletions(context), TEXT: TextCompletions(context)}
+    app.add_middleware(Front, keys=keys, hot=hot, serving=serving)
     _add_routes(app, context, created)
     _add_error_handlers(app)
     return app
@@ -86,10 +96,13 @@ def create_app(
 class Front:
     """What every request passes: its id, the key, and the short way to the two hot routes."""
 
-    def __init__(self, app: ASGIApp, *, keys: Keys | None, hot: dict[str, Completions]) -> None:
+    def __init__(
+        self, app: ASGIApp, *, keys: Keys | None, hot: dict[str, Completions], serving: Serving
+    ) -> None:
         self._app = app
         self._keys = keys
         self._hot = hot
+        self._serving = serving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -97,6 +110,8 @@ class Front:
             return
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         ident = request_id(scope)
+        if self._serving.leaving:
+            send = _closing(send)
         if not self._allowed(scope, path):
             error = refusal(401, "the API key is missing or wrong", code="invalid_api_key")
             await Reply(send, ident).refuse(error)
@@ -119,8 +134,23 @@ class Front:
         return self._keys.accepts(header(scope, b"authorization"))
 
 
+def _closing(send: Send) -> Send:
+    """Let every answer end its connection: the client's next one reaches a server that stays."""
+
+    async def close(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = [pair for pair in message.get("headers", ()) if pair[0] != b"connection"]
+            message["headers"] = [*headers, (b"connection", b"close")]
+        await send(message)
+
+    return close
+
+
 def _add_routes(app: FastAPI, context: Context, created: int) -> None:
-    model = {"id": context.model_id, "object": "model", "created": created, "owned_by": OWNER}
+    models = {
+        name: {"id": name, "object": "model", "created": created, "owned_by": OWNER}
+        for name in (context.model_id, *sorted(context.names - {context.model_id}))
+    }
     serving = context.serving
     page: Page = load_page()
 
@@ -130,19 +160,19 @@ def _add_routes(app: FastAPI, context: Context, created: int) -> None:
         """Declared for 405 and the route list; `Front` answers these."""
 
     @app.get("/v1/models")
-    async def models() -> JSONResponse:
-        return JSONResponse({"object": "list", "data": [model]})
+    async def list_models() -> JSONResponse:
+        return JSONResponse({"object": "list", "data": list(models.values())})
 
     @app.get("/v1/models/{name:path}")
     async def retrieve(name: str) -> JSONResponse:
-        if name != context.model_id:
+        if name not in models:
             raise refusal(
                 404,
                 f"the model `{name[:80]}` does not exist; this server has `{context.model_id}`",
                 param="model",
                 code="model_not_found",
             )
-        return JSONResponse(model)
+        return JSONResponse(models[name])
 
     @app.get("/health")
     async def health() -> JSONResponse:
@@ -152,11 +182,14 @@ def _add_routes(app: FastAPI, context: Context, created: int) -> None:
 
     @app.get("/ready")
     async def ready() -> JSONResponse:
-        if serving.draining:
+        if serving.leaving or serving.draining:
             raise refusal(503, "the server is shutting down", code="draining", retry_after_s=1.0)
         if not serving.warm:
             raise refusal(503, "the model is still loading", code="not_ready", retry_after_s=1.0)
-        return JSONResponse({"status": "ready", "model": context.model_id})
+        state = {"status": "ready", "model": context.model_id}
+        if serving.refused is not None:
+            state["refused"] = serving.refused
+        return JSONResponse(state)
 
     @app.get("/metrics")
     async def metrics() -> Response:

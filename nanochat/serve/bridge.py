@@ -64,6 +64,9 @@ class Engine(Protocol):
     def stats(self) -> EngineStats:
         """Return counters and state."""
 
+    def close(self) -> None:
+        """Cancel what is left and stop the thread."""
+
 
 class Channel:
     """Where the engine puts the deltas of one choice."""

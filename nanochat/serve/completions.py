@@ -40,6 +40,8 @@ class Context:
     engine: Engine
     prompts: Prompts
     model_id: str
+    names: frozenset[str]
+    """What a request may call the model: its id and aliases."""
     limits: Limits
     serving: Serving
     metrics: Metrics
@@ -105,6 +107,9 @@ class Completions(ABC):
                 reply.status = error.status
         except ClientGone:
             reply.status = _GONE
+        except asyncio.CancelledError:  # how Ray Serve tells that the client left
+            context.metrics.answered(self.name, _GONE, context.timer() - begun)
+            raise
         except (
             Exception
         ):  # the HTTP handler is a boundary: the log has the traceback, the client has no internals
@@ -144,11 +149,10 @@ class Completions(ABC):
             context.serving.release(width, context.timer() - begun)
 
     def _check_model(self, model: str) -> None:
-        known = self._context.model_id
-        if model != known:
+        if model not in self._context.names:
             raise refusal(
                 404,
-                f"the model `{model[:80]}` does not exist; this server has `{known}`",
+                f"the model `{model[:80]}` does not exist; this server has `{self._context.model_id}`",
                 param="model",
                 code="model_not_found",
             )

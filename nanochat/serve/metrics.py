@@ -25,6 +25,10 @@ class _EngineCollector(Collector):
     """Reads the engine when scraped, so that nothing is kept twice."""
 
     def __init__(self, engine: Engine, serving: Serving, model_id: str) -> None:
+        self.follow(engine, serving, model_id)
+
+    def follow(self, engine: Engine, serving: Serving, model_id: str) -> None:
+        """Read this engine from now on."""
         self._engine = engine
         self._serving = serving
         self._model_id = model_id
@@ -39,7 +43,7 @@ class _EngineCollector(Collector):
             "nanochat_kv_tokens_used": ("Tokens whose keys and values are held", stats.kv_used_tokens),
             "nanochat_kv_intact": ("1 while free + used == total held on every idle step", stats.kv_intact),
             "nanochat_ready": ("1 while /ready answers 200", serving.ready),
-            "nanochat_draining": ("1 after SIGTERM", serving.draining),
+            "nanochat_draining": ("1 after SIGTERM", serving.leaving or serving.draining),
         }
         for name, (text, value) in gauges.items():
             yield GaugeMetricFamily(name, text, value=float(value))
@@ -63,7 +67,8 @@ class Metrics:
 
     def __init__(self, engine: Engine, serving: Serving, model_id: str) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(_EngineCollector(engine, serving, model_id))
+        self._collector = _EngineCollector(engine, serving, model_id)
+        self.registry.register(self._collector)
         self._responses = Counter(
             "nanochat_http_requests",
             "Completion requests answered; status 499: the client left first",
@@ -99,6 +104,10 @@ class Metrics:
             "nanochat_tool_calls", "Uses of the calculator by the model", ["outcome"], registry=self.registry
         )
         self._children: dict[tuple[str, int], tuple[Any, Any]] = {}
+
+    def follow(self, engine: Engine, serving: Serving, model_id: str) -> None:
+        """Show another engine from now on; what the routes counted stays."""
+        self._collector.follow(engine, serving, model_id)
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Count one response."""

@@ -47,7 +47,12 @@ class Serving:
         """HTTP requests among them."""
         self.warm = False
         """Weights are verified and a first token was made."""
+        self.leaving = False
+        """SIGTERM came: /ready says so, and every answer asks its client to connect elsewhere."""
         self.draining = False
+        """New work is refused."""
+        self.refused: str | None = None
+        """Why another model was not taken in this one's place; /ready shows it."""
         self.on_idle: Callable[[], None] | None = None
         """Called when the last request in flight is answered; the drain waits for it."""
         self._seen = (-1, 0.0)  # ticks, and when they were first seen
@@ -56,7 +61,7 @@ class Serving:
     @property
     def ready(self) -> bool:
         """Whether new work is welcome."""
-        return self.warm and not self.draining
+        return self.warm and not self.leaving and not self.draining
 
     def admit(self, sequences: int) -> None:
         """Take work in.
