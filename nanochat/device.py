@@ -6,6 +6,8 @@ MPS machine on any laptop. Knows nothing of models.
 
 from __future__ import annotations
 
+import math
+import os
 import platform
 import shutil
 import sys
@@ -132,6 +134,33 @@ def select_device(probe: Probe | None = None) -> Device:
         compile_ok=lacks is None,
         why=lacks,
     )
+
+
+def usable_cpus(root: Path = Path("/")) -> int:
+    """Return how many cores this process may use: those it is bound to, cut by its container's CPU limit.
+
+    A pod with a limit of 4 CPUs still sees all cores of its node; one thread a core then spends its
+    quota in the first milliseconds of each period and stands still for the rest.
+
+    Args:
+        root: where `/sys` is; a test's own.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cpu_quota(root / "sys/fs/cgroup")
+    return max(1, cores if quota is None else min(cores, math.ceil(quota)))
+
+
+def _cpu_quota(cgroup: Path) -> float | None:
+    """Return the CPU limit in cores, of cgroup v2 or v1; None without one."""
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            quota, period = " ".join((cgroup / file).read_text() for file in files).split()
+            limit = int(quota) / int(period)
+        except (OSError, ValueError):  # no such file, or the word `max`
+            continue
+        if limit > 0:
+            return limit
+    return None
 
 
 def _cuda(name: str, capability: tuple[int, int], *, lacks: str | None) -> Device:

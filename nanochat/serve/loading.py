@@ -1,4 +1,4 @@
-"""A run's exported model -> a running engine that has already made a token.
+"""An exported model -> a running engine that has already made a token.
 
 Knows model folders, the tokenizer and the engine; nothing of HTTP. The server and the terminal chat share it.
 """
@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanochat.chat import render_prompt
-from nanochat.checkpoint.models import resolve_model
+from nanochat.checkpoint.folder import read_manifest
+from nanochat.checkpoint.models import ModelFolder, list_models, resolve_model
 from nanochat.engine.request import SamplingParams
-from nanochat.errors import DataError
+from nanochat.errors import ConfigError, DataError, did_you_mean
 from nanochat.serve.messages import Turn
 
 if TYPE_CHECKING:
@@ -53,25 +54,64 @@ class Loaded:
     prompts: TokenizerPrompts
 
 
-def load_engine(home: Home, *, run: str, max_running: int = 8) -> Loaded:
-    """Load and verify a run's newest chat model (else its newest model), start its engine, make one token.
+def find_folder(home: Home, *, run: str | None = None, model: str | None = None) -> ModelFolder:
+    """Return a run's newest chat model (else its newest model), or exactly the model that is asked for.
+
+    Args:
+        home: the home folder.
+        run: the run's name; not looked at when `model` is given.
+        model: an id `<run>/<stage>-<step>`, or a model folder's absolute path.
 
     Raises:
-        ConfigError: the run has no exported model.
+        ConfigError: there is no such model, or neither was given.
+        DataError: its manifest is damaged.
+    """
+    if model is None:
+        if run is None:
+            raise ConfigError("no model to serve: give a run or a model")
+        return resolve_model(home, run)
+    path = Path(model)
+    if not path.is_absolute():
+        of_run, _, name = model.partition("/")
+        path = home.models(of_run) / name
+        if not name or "/" in name or not path.is_dir():
+            known = [folder.id for folder in list_models(home, of_run)]
+            hint = did_you_mean(model, known) if known else "make one with `nanochat speedrun`"
+            raise ConfigError(f"there is no model `{model}` in `{home.root}`", hint=hint)
+    if not path.is_dir():
+        raise ConfigError(
+            f"there is no model folder `{path}`", hint="give the folder that holds manifest.json"
+        )
+    read_manifest(path)
+    return ModelFolder(path)
+
+
+def load_engine(
+    home: Home, *, run: str | None = None, model: str | None = None, max_running: int = 8
+) -> Loaded:
+    """Load and verify a model (see `find_folder`), start its engine, make one token.
+
+    Raises:
+        ConfigError: there is no such model.
         DataError: a file does not match the manifest, or the model makes no token.
     """
-    folder = resolve_model(home, run)
+    folder = find_folder(home, run=run, model=model)
     log.info("event=load model=%s", folder.id)
     # torch takes seconds to import; a run without a model is an error before that
-    from nanochat.device import select_device
+    from nanochat.device import select_device, usable_cpus
     from nanochat.engine.engine import Engine, Limits
 
     device = select_device()
-    model, tokenizer = folder.load(device.torch, device.dtype)
-    engine = Engine(model, tokenizer, limits=Limits(max_running=max_running, max_waiting=1 << 16), pack=True)
-    engine.run_thread(threads=None)  # cores - 1: the event loop has the last one
+    weights, tokenizer = folder.load(device.torch, device.dtype)
+    limits = Limits(max_running=max_running, max_waiting=1 << 16)
+    engine = Engine(weights, tokenizer, limits=limits, pack=True)
+    engine.run_thread(threads=max(1, usable_cpus() - 1))  # the event loop has the last one
     prompts = TokenizerPrompts(tokenizer)
-    warm_up(engine, prompts, folder.id)
+    try:
+        warm_up(engine, prompts, folder.id)
+    except BaseException:
+        engine.close()  # its thread would keep a model that nobody uses
+        raise
     created = int((folder.path / "manifest.json").stat().st_mtime)
     return Loaded(id=folder.id, path=folder.path, created=created, engine=engine, prompts=prompts)
 

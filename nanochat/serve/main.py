@@ -98,11 +98,20 @@ class _Server(uvicorn.Server):
         yield
 
 
-def serve(app: FastAPI, address: Address, *, limits: Limits | None = None, grace_s: float = GRACE_S) -> None:
+def serve(
+    app: FastAPI,
+    address: Address,
+    *,
+    limits: Limits | None = None,
+    grace_s: float = GRACE_S,
+    lame_duck_s: float = 0.0,
+) -> None:
     """Serve until SIGTERM or SIGINT, drain, return.
 
-    Draining: /ready and new completions answer 503, running ones finish within `grace_s`; what is
-    left then ends with an error. A second signal ends at once.
+    The first `lame_duck_s` seconds after the signal /ready answers 503 and every answer closes its
+    connection, but nothing is refused: load balancers that still send clients here get time to stop.
+    Then new completions answer 503 and running ones finish within `grace_s`; what is left ends with
+    an error. A second signal ends at once.
     """
     config = uvicorn.Config(
         app,
@@ -119,10 +128,10 @@ def serve(app: FastAPI, address: Address, *, limits: Limits | None = None, grace
     server = _Server(config)
     runner = asyncio.Runner(loop_factory=config.get_loop_factory())
     with runner:
-        runner.run(_serve(server, app, address, grace_s))
+        runner.run(_serve(server, app, address, grace_s, lame_duck_s))
 
 
-async def _serve(server: _Server, app: FastAPI, address: Address, grace_s: float) -> None:
+async def _serve(server: _Server, app: FastAPI, address: Address, grace_s: float, lame_duck_s: float) -> None:
     loop = asyncio.get_running_loop()
     drains: list[asyncio.Task[None]] = []
 
@@ -130,16 +139,18 @@ async def _serve(server: _Server, app: FastAPI, address: Address, grace_s: float
         if drains:
             server.force_exit = server.should_exit = True
         else:
-            drains.append(loop.create_task(_drain(server, app, grace_s)))
+            drains.append(loop.create_task(_drain(server, app, grace_s, lame_duck_s)))
 
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, on_signal)
     await server.serve(sockets=[address.sock])
 
 
-async def _drain(server: _Server, app: FastAPI, grace_s: float) -> None:
+async def _drain(server: _Server, app: FastAPI, grace_s: float, lame_duck_s: float) -> None:
     context = app.state.context
     serving = context.serving
+    serving.leaving = True
+    await asyncio.sleep(lame_duck_s)
     serving.draining = True
     log.info("event=drain requests=%d grace_s=%g", serving.requests, grace_s)
     if serving.requests:
@@ -174,38 +185,47 @@ def run_server(
     home: Home,
     *,
     run: str,
+    model: str | None = None,
     host: str = DEFAULT_HOST,
     port: int = DEFAULT_PORT,
     api_keys: Path | None = None,
     max_running: int = 8,
     limits: Limits | None = None,
     grace_s: float = GRACE_S,
+    lame_duck_s: float = 0.0,
     as_json: bool = False,
     out: TextIO = sys.stdout,
 ) -> None:
-    """Serve a run's newest chat model (else its newest model) until a signal, then drain.
+    """Serve `model`, or a run's newest chat model (else its newest model), until a signal, then drain.
 
     Raises:
         TakenError: the port is in use.
-        ConfigError: no such run, a bad key file, host or port.
+        ConfigError: no such run or model, a bad key file, host or port.
         DataError: the model's files do not match its manifest.
     """
     from nanochat.serve.keys import Keys
 
     _log_to_stderr()
     keys = None if api_keys is None else Keys.load(api_keys)
+    _check_times(grace_s, lame_duck_s)
     address = bind(host, port)
     try:
-        app = _load_app(home, run=run, keys=keys, max_running=max_running, limits=limits)
+        app = _load_app(home, run=run, model=model, keys=keys, max_running=max_running, limits=limits)
         if keys is None and host not in ("127.0.0.1", "::1", "localhost"):
             log.warning(
                 'event=open host=%s hint="anyone who reaches this port can use it: add --api-keys FILE"', host
             )
         announce(address, app.state.context.model_id, keys=keys is not None, as_json=as_json, out=out)
-        serve(app, address, limits=limits, grace_s=grace_s)
+        serve(app, address, limits=limits, grace_s=grace_s, lame_duck_s=lame_duck_s)
         app.state.context.engine.close()
     finally:
         address.sock.close()
+
+
+def _check_times(grace_s: float, lame_duck_s: float) -> None:
+    for option, seconds in (("--grace-s", grace_s), ("--lame-duck-s", lame_duck_s)):
+        if not 0 <= seconds < float("inf"):
+            raise ConfigError(f"{option} is {seconds:g}: must be 0 or more seconds")
 
 
 def _log_to_stderr() -> None:
@@ -216,12 +236,14 @@ def _log_to_stderr() -> None:
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
 
 
-def _load_app(home: Home, *, run: str, keys: Any, max_running: int, limits: Limits | None) -> FastAPI:
+def _load_app(
+    home: Home, *, run: str, model: str | None, keys: Any, max_running: int, limits: Limits | None
+) -> FastAPI:
     from nanochat.serve.app import create_app
     from nanochat.serve.loading import load_engine
 
     begun = time.monotonic()
-    loaded = load_engine(home, run=run, max_running=max_running)
+    loaded = load_engine(home, run=run, model=model, max_running=max_running)
     app = create_app(
         loaded.engine, loaded.prompts, model_id=loaded.id, created=loaded.created, keys=keys, limits=limits
     )

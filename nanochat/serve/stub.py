@@ -204,6 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--step-ms", type=float, default=0.0)
     parser.add_argument("--max-running", type=int, default=8)
     parser.add_argument("--grace-s", type=float, default=25.0)
+    parser.add_argument("--lame-duck-s", type=float, default=0.0)
     parser.add_argument("--api-keys", type=Path)
     parser.add_argument("--limits", default="{}", help="JSON of nanochat.serve.limits.Limits")
     options = parser.parse_args(arguments)
@@ -214,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     limits = Limits.model_validate_json(options.limits)
     app = create_app(engine, StubPrompts(), model_id="stub", keys=keys, limits=limits)
     announce(address, "stub", keys=keys is not None, as_json=True, out=sys.stdout)
-    serve(app, address, limits=limits, grace_s=options.grace_s)
+    serve(app, address, limits=limits, grace_s=options.grace_s, lame_duck_s=options.lame_duck_s)
     engine.close()
 
 

@@ -160,11 +160,10 @@ def test_sigterm_drains_then_exits_0():
     with server("--step-ms", "20") as (process, port):
         running = Client(port).post(stream=True, max_tokens=60, ignore_eos=True)
         running.until(b"You")
-        probe = Client(port)
-        assert probe.get("/ready").answer()[0] == 200
+        assert Client(port).get("/ready").answer()[0] == 200
         process.send_signal(signal.SIGTERM)
-        assert eventually(lambda: probe.get("/ready").answer()[0] == 503)
-        assert probe.get("/health").answer()[0] == 200
+        assert eventually(lambda: Client(port).get("/ready").answer()[0] == 503)
+        assert Client(port).get("/health").answer()[0] == 200
         status, headers, body = Client(port).post().answer()
         assert (status, body["error"]["code"], body["error"]["type"]) == (503, "draining", "server_error")
         assert (headers["connection"], headers["retry-after"]) == ("close", "1")
@@ -172,6 +171,37 @@ def test_sigterm_drains_then_exits_0():
         running.until(b"data: [DONE]")
         assert process.wait(10) == 0
         assert process.stderr.read() == ""
+
+
+def test_a_lame_duck_answers_everything_and_sends_its_clients_elsewhere():
+    with server("--lame-duck-s", "30") as (process, port):
+        client = Client(port)
+        status, headers, _ = client.post(max_tokens=1).answer()
+        assert (status, "connection" in headers) == (200, False)
+        process.send_signal(signal.SIGTERM)
+        assert eventually(lambda: Client(port).get("/ready").answer()[0] == 503)
+        for late in (client, Client(port)):  # a kept connection and a new one
+            status, headers, body = late.post(max_tokens=1).answer()
+            assert (status, headers["connection"]) == (200, "close")
+            assert body["usage"]["completion_tokens"] == 1
+            assert late.closed()
+        stream = Client(port).post(stream=True, max_tokens=3, ignore_eos=True)
+        assert b"connection: close" in stream.until(b"\r\n\r\n").lower()
+        stream.until(b"data: [DONE]")
+        assert Client(port).get("/health").answer()[0] == 200
+        assert metric(port, "nanochat_draining") == 1
+        process.send_signal(signal.SIGTERM)  # the second signal does not wait
+        assert process.wait(10) == 0
+
+
+def test_after_the_lame_duck_time_the_drain_begins():
+    with server("--step-ms", "20", "--lame-duck-s", "0.2") as (process, port):
+        running = Client(port).post(stream=True, max_tokens=60, ignore_eos=True)
+        running.until(b"You")
+        process.send_signal(signal.SIGTERM)
+        assert eventually(lambda: Client(port).post(max_tokens=1).answer()[0] == 503)
+        running.until(b"data: [DONE]")
+        assert process.wait(10) == 0
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -110,6 +110,10 @@ def test_every_training_option_is_a_setting_of_the_run():
         (["export", "--run", "none", "--to", "x"], ("run `none` has no model",)),
         (["export", "--to", "x", "--format", "ht"], ("--format is `ht`", "did you mean `hf`?")),
         (["export"], ("missing option '--to'",)),
+        (["serve", "--run", "a", "--model", "a/chat_sft-1"], ("--run and --model exclude each other",)),
+        (["serve", "--model", "none/chat_sft-1"], ("`none/chat_sft-1`", "speedrun")),
+        (["serve", "--lame-duck-s", "-1"], ("--lame-duck-s is -1",)),
+        (["serve", "--grace-s", "inf"], ("--grace-s is inf",)),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

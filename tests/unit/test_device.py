@@ -1,11 +1,12 @@
 """The device is chosen by one function, from what a probe finds."""
 
+import os
 from dataclasses import dataclass
 
 import pytest
 import torch
 
-from nanochat.device import TorchProbe, select_device
+from nanochat.device import TorchProbe, select_device, usable_cpus
 
 LACKS = "no C++ compiler on PATH"
 
@@ -73,3 +74,24 @@ def test_this_machine_has_a_device():
     device = select_device()
     assert device.name
     assert device.dtype in (torch.bfloat16, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("files", "limit"),
+    [
+        ({}, None),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "100000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),
+        ({"cpu.max": "nonsense\n"}, None),
+    ],
+)
+def test_a_containers_cpu_limit_cuts_the_cores_that_it_sees(tmp_path, files, limit):
+    for name, text in files.items():
+        path = tmp_path / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    cores = len(os.sched_getaffinity(0))
+    assert usable_cpus(tmp_path) == (cores if limit is None else min(cores, limit))

@@ -15,6 +15,17 @@ ApiKeys = Annotated[
     Path | None, typer.Option("--api-keys", metavar="FILE", help="File of sha256 hashes of allowed keys.")
 ]
 MaxRunning = Annotated[int, typer.Option("--max-running", metavar="N", help="Requests decoded at once.")]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", metavar="MODEL", help="RUN/STAGE-STEP or a model's folder, instead of --run."),
+]
+Grace = Annotated[
+    float, typer.Option("--grace-s", metavar="S", help="Seconds that running requests have after SIGTERM.")
+]
+LameDuck = Annotated[
+    float,
+    typer.Option("--lame-duck-s", metavar="S", help="Seconds after SIGTERM before new requests are refused."),
+]
 Prompt = Annotated[
     str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="Answer this one message and end.")
 ]
@@ -26,24 +37,33 @@ MaxTokens = Annotated[int, typer.Option("--max-tokens", metavar="N", help="Token
 def serve(
     *,
     run: o.Run = None,
+    model: Model = None,
     host: Host = "127.0.0.1",
     port: Port = 8000,
     api_keys: ApiKeys = None,
     max_running: MaxRunning = 8,
+    grace_s: Grace = 25.0,
+    lame_duck_s: LameDuck = 0.0,
     as_json: o.Json = False,
 ) -> None:
     """Serve a run's newest chat model: OpenAI-compatible API and a chat page."""
     from nanochat import settings
+    from nanochat.errors import ConfigError
     from nanochat.serve.main import run_server
     from nanochat_platform.local import DEFAULT_PRESET
 
+    if run is not None and model is not None:
+        raise ConfigError("--run and --model exclude each other", hint="leave one of them out")
     run_server(
         settings.home(),
         run=run or DEFAULT_PRESET,
+        model=model,
         host=host,
         port=port,
         api_keys=api_keys,
         max_running=max_running,
+        grace_s=grace_s,
+        lame_duck_s=lame_duck_s,
         as_json=as_json,
     )
 
