@@ -80,7 +80,7 @@ def load(
     env: Mapping[str, str] | None = None,
     account: Path = SERVICE_ACCOUNT,
 ) -> Access:
-    """Return the access that kubectl would use: the file given, else KUBECONFIG, else ~/.kube/config, else the pod's.
+    """Return the access that kubectl would use: a file given, KUBECONFIG, ~/.kube/config, or the pod's.
 
     Raises:
         ConfigError: a file is missing or wrong, or there is no such context.
@@ -172,10 +172,10 @@ def _entry(
 def _text(values: Mapping[str, Any], name: str, folder: Path) -> str | None:
     """Return a PEM given inline (`<name>-data`, base64) or as a file."""
     if values.get(f"{name}-data"):
-        return base64.b64decode(values[f"{name}-data"]).decode("ascii")
+        return base64.b64decode(str(values[f"{name}-data"])).decode("ascii")
     if not values.get(name):
         return None
-    path = folder / values[name]
+    path = folder / str(values[name])
     try:
         return path.read_text(encoding="ascii")
     except OSError as error:
@@ -277,11 +277,14 @@ def _run_plugin(plugin: Mapping[str, Any]) -> tuple[str, float]:
 
 def _env_proxy(server: str, env: Mapping[str, str]) -> str | None:
     from urllib.parse import urlsplit
-    from urllib.request import proxy_bypass_environment
 
     parts = urlsplit(server)
     proxy = env.get(f"{parts.scheme.upper()}_PROXY") or env.get(f"{parts.scheme}_proxy")
     if not proxy:
         return None
-    never = env.get("NO_PROXY") or env.get("no_proxy") or ""
-    return None if proxy_bypass_environment(parts.hostname or "", {"no": never}) else proxy
+    host = parts.hostname or ""
+    never = [
+        name.strip().lstrip("*.") for name in (env.get("NO_PROXY") or env.get("no_proxy") or "").split(",")
+    ]
+    direct = any(name and (host == name or host.endswith(f".{name}")) for name in never)
+    return None if direct or env.get("NO_PROXY") == "*" else proxy
