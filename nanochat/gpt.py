@@ -26,6 +26,7 @@ Attend = Callable[[int, Tensor, Tensor, Tensor, int], Tensor]
 IGNORE = -1  # target id that has no loss
 SOFTCAP = 15.0
 NORM_EPS = 1e-6
+VECTOR = 32  # elements that a CPU kernel takes at once: two vectors of the widest kind
 QK_GAIN = 1.2  # modern: sharper attention than unit-norm q and k allow
 ROPE_BASE = {"modern": 100_000.0, "classic": 10_000.0}
 
@@ -93,7 +94,7 @@ class Attention(nn.Module):
         k_BTGD = self.k(x_BTC).view(batch, tokens, self.kv_heads, self.head_dim)
         v_BTGD = self.v(x_BTC).view(batch, tokens, self.kv_heads, self.head_dim)
         if self.gate is not None and value_BTC is not None:
-            gate_BTG = 3.0 * torch.sigmoid(self.gate(x_BTC[..., :GATE_CHANNELS]))
+            gate_BTG = 3.0 * sigmoid_rows(self.gate(x_BTC[..., :GATE_CHANNELS]))
             v_BTGD = v_BTGD + gate_BTG[..., None] * value_BTC.view_as(v_BTGD)
         q_BTHD, k_BTGD = rmsnorm(rotate(q_BTHD, *rope)), rmsnorm(rotate(k_BTGD, *rope))
         if self.gain != 1.0:
@@ -267,11 +268,12 @@ class GPT(nn.Module):
             first_B1C = rmsnorm(self.wte(prev_ids_B.clamp(min=0)[:, None], self.dtype))
             first_B1C = first_B1C * (prev_ids_B >= 0)[:, None, None]
         before_BTC = torch.cat((first_B1C, x_BTC[:, :-1]), dim=1)
-        gate_BT1 = self.smear_scale * torch.sigmoid(self.smear_gate(x_BTC[..., :SMEAR_CHANNELS]))
+        gate_BT1 = self.smear_scale * sigmoid_rows(self.smear_gate(x_BTC[..., :SMEAR_CHANNELS]))
         return x_BTC + gate_BT1 * before_BTC
 
     def _logits(self, x: Tensor) -> Tensor:
-        return softcap(self.lm_head(x)[..., : self.shape.vocab_size])
+        # Over the padded width, a multiple of every vector's: see `sigmoid_rows`.
+        return softcap(self.lm_head(x))[..., : self.shape.vocab_size]
 
     def _loss(self, x_BTC: Tensor, targets_BT: Tensor, reduction: Reduction) -> Tensor:
         logits_BTV = self._logits(x_BTC)
@@ -285,6 +287,17 @@ class GPT(nn.Module):
         if reduction == "sum":
             return loss_BT.sum()
         return loss_BT.sum() / counted_BT.sum().clamp(min=1)
+
+
+def sigmoid_rows(x: Tensor) -> Tensor:
+    """Return the sigmoid; when answering, a row's bits do not depend on how many rows there are.
+
+    Eager CPU kernels take a tensor's elements in vectors and the few that remain one by one, with other last
+    bits; a row as wide as the widest vectors never remains.
+    """
+    if torch.is_grad_enabled():
+        return torch.sigmoid(x)
+    return torch.sigmoid(F.pad(x, (0, -x.size(-1) % VECTOR)))[..., : x.size(-1)]
 
 
 def softcap(logits: Tensor) -> Tensor:

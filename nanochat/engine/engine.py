@@ -42,7 +42,10 @@ log = logging.getLogger(__name__)
 
 
 class Engine:
-    """Continuous batching over one model. All methods but `step` may be called from any thread."""
+    """Continuous batching over one model. All methods but `step` may be called from any thread.
+
+    A request's tokens, text and log probabilities are the same to the last bit whoever shares its steps.
+    """
 
     def __init__(
         self,
@@ -50,7 +53,6 @@ class Engine:
         tokenizer: EngineTokenizer,
         *,
         limits: Limits | None = None,
-        exact: bool = False,
         pack: bool = False,
         on_flush: Callable[[], None] | None = None,
         evaluate: Callable[[str], str | None] = calculator.evaluate,
@@ -59,9 +61,8 @@ class Engine:
     ) -> None:
         """Take the model as it is (device, dtype) and allocate the KV pool.
 
-        `exact` computes rows one at a time: logits are bitwise the same whoever shares the batch (tests,
-        evaluations that must repeat); slower. `pack` lays a bf16 CPU model's matrices out for the batch: a
-        third faster at 8 rows, but the model can no longer be saved. `on_flush` runs on the engine's thread.
+        `pack` lays a CPU model's matrices out for the batch: a third faster at 8 rows, but the model can no
+        longer be saved. `on_flush` runs on the engine's thread.
 
         Raises:
             ConfigError: the limits cannot work.
@@ -74,7 +75,7 @@ class Engine:
         self.context = self.pool.capacity
         if pack and isinstance(model, nn.Module):
             pack_linears(model)
-        self.runner = Runner(model, self.pool, exact=exact)
+        self.runner = Runner(model, self.pool)
         self.outputs = OutputFactory(tokenizer, evaluate)
         self.scheduler = Scheduler(
             self.runner.step_batch,

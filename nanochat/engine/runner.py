@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from nanochat.attention import KVView
 from nanochat.engine.kv import KVPool
 from nanochat.engine.limits import Limits
+from nanochat.engine.packed import Batching, batching
 from nanochat.engine.request import Sampled
 from nanochat.engine.sampler import sample
 from nanochat.engine.scheduler import Work
@@ -61,66 +62,57 @@ def make_pool(model: CachedModel, limits: Limits) -> KVPool:
                 hint=f"use at least {context}",
             )
     device = next(model.parameters()).device
-    dtype = torch.float32 if device.type == "cpu" else model.dtype  # see kv._decode for the figures
+    dtype = torch.float32 if device.type == "cpu" else model.dtype  # see kv.StepKV for the figures
     return KVPool(model.shape, slots=slots, capacity=context, dtype=dtype, device=device)
 
 
 class Runner:
-    """Turns works into tokens: one forward for all decoding rows, one for each group of similar chunks."""
+    """Turns works into tokens: one forward for all decoding rows, one for each chunk of a prompt.
 
-    def __init__(self, model: CachedModel, pool: KVPool, *, exact: bool = False) -> None:
-        """Take the model as it is. `exact`: one row a forward, so that no sum depends on the batch."""
+    The shapes that a request's tokens meet depend on the request alone, or make no difference (`batching`):
+    its output is the same to the last bit whoever shares its steps.
+    """
+
+    def __init__(self, model: CachedModel, pool: KVPool) -> None:
+        """Take the model as it is, and try how many rows its matrices may be given at once."""
         self.model = model
         self.pool = pool
-        self.exact = exact
+        self.batching: Batching = batching(model, pool.slots) if isinstance(model, nn.Module) else "any"
 
     @torch.inference_mode()
     def step_batch(self, works: Sequence[Work]) -> list[Sampled | None]:
         """Compute the works and draw for those that reach their request's last token."""
         result: list[Sampled | None] = [None] * len(works)
         for group in self._groups(works):
-            batch = [works[i] for i in group]
-            logits_BV = self._forward(batch)
-            drawing = [i for i in group if works[i].draws]
-            if not drawing:
-                continue
-            if len(drawing) < len(group):
-                logits_BV = logits_BV[[n for n, work in enumerate(batch) if work.draws]]
-            drawn = sample(logits_BV, [works[i].request for i in drawing])
-            for i, sampled in zip(drawing, drawn, strict=True):
-                result[i] = sampled
+            logits_BV = self._forward([works[i] for i in group])
+            if works[group[0]].draws:
+                drawn = sample(logits_BV, [works[i].request for i in group])
+                for i, sampled in zip(group, drawn, strict=True):
+                    result[i] = sampled
         return result
 
     def _groups(self, works: Sequence[Work]) -> list[list[int]]:
-        """Return indices of works that share a forward; padding never more than doubles a chunk."""
-        # In slot order the rows of a full batch are one stretch of the pool, read without a copy.
-        order = sorted(range(len(works)), key=lambda i: works[i].request.slot)
-        if self.exact:
-            return [[i] for i in order]
-        groups = [[i for i in order if works[i].count == 1]]
-        chunks = sorted((i for i in order if works[i].count > 1), key=lambda i: -works[i].count)
-        while chunks:
-            longest = works[chunks[0]].count
-            group = [i for i in chunks if 2 * works[i].count >= longest]
-            groups.append(sorted(group, key=lambda i: works[i].request.slot))
-            chunks = chunks[len(group) :]
-        return [group for group in groups if group]
+        """Return indices of works that share a forward; all of a group draw, or its only one may not."""
+        decoding = [i for i, work in enumerate(works) if work.count == 1 and work.draws]
+        alone = [[i] for i, work in enumerate(works) if work.count > 1 or not work.draws]
+        if self.batching == "one":
+            return [[i] for i in decoding] + alone
+        return [decoding, *alone] if decoding else alone
 
     def _forward(self, batch: Sequence[Work]) -> Tensor:
-        starts = [work.start for work in batch]
-        counts = [work.count for work in batch]
-        kv = self.pool.view([work.request.slot for work in batch], starts, counts)
-        longest = max(counts)
-        ids, previous = [], []
-        for work in batch:
-            tokens, end = work.request.tokens, work.start + work.count
-            ids.append(tokens[work.start : end] + [0] * (longest - work.count))
-            previous.append(tokens[work.start - 1] if work.start else -1)
+        """Return logits_BV after each work's last token."""
+        tokens = batch[0].count
+        extra = self.pool.slots - len(batch) if tokens == 1 and self.batching == "full" else 0
+        slots = [work.request.slot for work in batch] + [self.pool.spare] * extra
+        kv = self.pool.view(slots, [work.start for work in batch] + [0] * extra, tokens)
+        ids = [work.request.tokens[work.start : work.start + tokens] for work in batch] + [[0]] * extra
+        previous = [work.request.tokens[work.start - 1] if work.start else -1 for work in batch]
         device = self.pool.device
-        return self.model.forward_cached(
+        logits_BV = self.model.forward_cached(
             torch.tensor(ids, device=device),
-            torch.tensor(previous, device=device),
+            torch.tensor(previous + [-1] * extra, device=device),
             kv.start_B,
             kv,
-            last_B=kv.last_B,
+            last_B=torch.full_like(kv.start_B, tokens - 1),
         )
+        return logits_BV[: len(batch)]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nanochat.engine.engine import Engine, Limits
-from nanochat.engine.packed import PackedLinear, can_pack, pack
+from nanochat.engine.packed import PackedLinear, batching, can_pack, pack
 from nanochat.engine.request import SamplingParams
 from nanochat.gpt import GPT
 from nanochat.shape import Shape
@@ -93,17 +93,60 @@ def test_log_probabilities_equal_those_of_the_whole_forward(model, chunk):
         assert [t for t, _, _ in entry.top] == expected[i].topk(2).indices.tolist()
 
 
-@pytest.mark.parametrize("params", [{"temperature": 0}, {"temperature": 1.0}, {"top_k": 20, "top_p": 0.9}])
-def test_exact_output_is_identical_alone_and_in_a_batch_of_eight(model, params):
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("arch", ["modern", "classic"])
+def test_output_is_the_same_to_the_last_bit_alone_and_in_a_batch_that_others_join_and_leave(
+    arch, dtype, packed
+):
+    """As served: bf16, packed. Chunks of 32, so prompts meet each other's chunks and decoding rows."""
+    model = build(arch, dtype)
+    kinds = [{"temperature": 0}, {"temperature": 1.0}, {"temperature": 0.8, "top_k": 20, "top_p": 0.9}]
     each = [
-        SamplingParams(seed=i, max_tokens=20, ignore_eos=True, tools=False, logprobs=3, **params)
-        for i in range(8)
+        SamplingParams(
+            seed=i, max_tokens=8 + 5 * (i % 4), ignore_eos=True, tools=False, logprobs=3, **kinds[i % 3]
+        )
+        for i in range(24)
     ]
-    asked = prompts(8, longest=60)
-    together = engine(model, exact=True).generate(asked, each)
-    alone = [engine(model, exact=True).generate([p], [q])[0] for p, q in zip(asked, each, strict=True)]
-    assert together == alone  # tokens, text and log probabilities to the last bit
-    assert len({tuple(c.token_ids) for c in together}) == 8
+    asked = prompts(24, longest=150)
+    alone = [engine(model, pack=packed).generate([p], [q])[0] for p, q in zip(asked, each, strict=True)]
+    together = engine(model, pack=packed, limits={"max_running": 8, "max_step_tokens": 80})
+    assert together.generate(asked, each) == alone  # tokens, text and log probabilities
+    assert len({tuple(c.token_ids) for c in alone}) == 24
+
+
+class Leaning(PackedLinear):
+    """A matrix whose rows depend on each other as a BLAS's may."""
+
+    def __init__(self, how):
+        torch.nn.Module.__init__(self)
+        self.inputs, self.outputs, self.dtype, self.device = 8, 4, torch.float32, torch.device("cpu")
+        self.how = how
+
+    def forward(self, x):
+        return x.sum(-1, keepdim=True) + self.how(x)
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        (lambda x: 0, "any"),
+        (lambda x: x.size(0), "full"),
+        (lambda x: torch.arange(x.size(0))[:, None, None], "one"),
+    ],
+)
+def test_the_engine_finds_out_how_many_rows_leave_each_other_alone(how, expected):
+    assert batching(torch.nn.Sequential(Leaning(how)), 8) == expected
+
+
+@pytest.mark.parametrize("how", ["any", "full", "one"])
+def test_filling_up_a_batch_or_emptying_it_leaves_tokens_and_slots_as_they_are(model, how):
+    asked, params = prompts(5, longest=90), greedy(10)
+    expected = [engine(model).generate([p], params)[0].token_ids for p in asked]
+    running = engine(model)
+    running.runner.batching = how
+    assert [c.token_ids for c in running.generate(asked, params)] == expected
+    assert running.stats().kv_intact
 
 
 def test_requests_that_join_and_leave_at_any_step_do_not_change_each_other(model):
@@ -162,7 +205,7 @@ def test_packed_matrices_answer_as_plain_ones():
     plain = engine(build("modern", torch.bfloat16)).generate(asked, greedy(12))
     packed = build("modern", torch.bfloat16)
     done = engine(packed, pack=True).generate(asked, greedy(12))
-    if can_pack():
+    if can_pack(torch.bfloat16):
         assert any(isinstance(m, PackedLinear) for m in packed.modules())
         assert pack(packed) == 0  # nothing is packed twice
     assert sum(a.token_ids == b.token_ids for a, b in zip(plain, done, strict=True)) >= 6

@@ -85,24 +85,27 @@ def test_any_schedule_of_chunks_gives_the_same_as_attention_over_the_whole(seed,
     while any(d < n for d, n in zip(done, lengths, strict=True)):
         left = [b for b, n in enumerate(lengths) if done[b] < n]
         rows = choose.sample(left, choose.randint(1, len(left)))
-        widest = choose.choice([1, 6])
-        counts = [choose.randint(1, min(lengths[b] - done[b], widest)) for b in rows]
-        view = p.view([slots[b] for b in rows], [done[b] for b in rows], counts)
-        longest = max(counts)
+        count = choose.randint(1, min(choose.choice([1, 6]), *(lengths[b] - done[b] for b in rows)))
+        view = p.view([slots[b] for b in rows], [done[b] for b in rows], count)
 
-        def batch(x, rows=rows, counts=counts, longest=longest):
-            padded = torch.full((len(rows), longest, x[0].size(2), D), 1e4)  # padding must not be read
-            for i, b in enumerate(rows):
-                padded[i, : counts[i]] = x[b][0, done[b] : done[b] + counts[i]]
-            return padded
+        def batch(x, rows=rows, count=count):
+            return torch.cat([x[b][:, done[b] : done[b] + count] for b in rows])
 
         for layer in range(SHAPE.depth):
             y = view.attend(layer, batch(q), batch(k), batch(v), window=window)
-            for i, b in enumerate(rows):
-                wanted = whole[b][0, done[b] : done[b] + counts[i]]
-                assert torch.allclose(y[i, : counts[i]], wanted, atol=2e-5, rtol=1e-4)
-        for i, b in enumerate(rows):
-            done[b] += counts[i]
+            assert torch.allclose(y, batch(whole), atol=2e-5, rtol=1e-4)
+        for b in rows:
+            done[b] += count
+
+
+def test_what_rows_that_fill_a_batch_store_is_nobodys():
+    p = pool(slots=1)
+    q, k, v = (torch.randn(3, 1, n, D) for n in (HEADS, GROUPS, GROUPS))
+    slot = p.acquire(4)
+    y = p.view([slot, p.spare, p.spare], [0, 0, 0], 1).attend(0, q, k, v, window=32)
+    assert torch.equal(y[:1], causal_attention(q[:1], k[:1], v[:1], window=32))
+    assert p.release(slot) is None
+    assert p.intact(idle=True)
 
 
 def test_what_a_former_owner_left_is_never_read():
@@ -110,7 +113,7 @@ def test_what_a_former_owner_left_is_never_read():
     p.k_L[0].fill_(50.0)
     p.v_L[0].fill_(1e4)
     q, k, v = (torch.randn(1, 3, n, D) for n in (HEADS, GROUPS, GROUPS))
-    y = p.view([0], [0], [3]).attend(0, q, k, v, window=32)
+    y = p.view([0], [0], 3).attend(0, q, k, v, window=32)
     assert torch.allclose(y, causal_attention(q, k, v, window=32), atol=1e-5)
     q, k, v = (torch.randn(1, 1, n, D) for n in (HEADS, GROUPS, GROUPS))
-    assert p.view([0], [3], [1]).attend(0, q, k, v, window=32).abs().max() < 100
+    assert p.view([0], [3], 1).attend(0, q, k, v, window=32).abs().max() < 100
