@@ -1,11 +1,13 @@
-"""Machines a run can be planned for: memory, peak, price and published training throughput, in one table.
+"""Machines a run can be planned for: memory, peak, price and published training throughput, in one table;
+and what a node of them is called and has in a Kubernetes cluster.
 
 Figures are other people's, with their sources; what this code reaches is measured on the machine itself.
-Knows nothing of models or presets.
+Knows nothing of models or presets, nor of the objects that ask for a node.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -171,3 +173,122 @@ def find(name: str, *, memory_bytes: int | None = None) -> Hardware:
         text_bytes_per_s=25e6
         * count,  # 2e9 characters in about 80 s on a host of 8 GPUs, and it scales with cores
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Share:
+    """What a pod asks of its node."""
+
+    cpu: float
+    memory_gib: float
+    """Request and limit."""
+    shm_gib: float
+    """Limit of /dev/shm; what is used of it counts as memory."""
+
+    def times(self, count: int) -> Share:
+        """Return the share of `count` such pods in one."""
+        return Share(cpu=count * self.cpu, memory_gib=count * self.memory_gib, shm_gib=count * self.shm_gib)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Node:
+    """A kind of machine as a Kubernetes cluster sees it."""
+
+    selector: dict[str, str]
+    """Labels of such a node, as NVIDIA's GPU feature discovery sets them."""
+    gpu_resource: str | None
+    rdma_resource: str | None
+    """Devices through which GPUs of several nodes reach each other; NVIDIA's network operator names them so."""
+    per_gpu: Share
+    """Per rank on a machine without GPUs."""
+    without_gpu: Share
+    """Of a stage that needs none: data, tokenizer, report. It may run on any node."""
+    env: dict[str, str]
+    """Of a stage that trains."""
+    fabric_env: dict[str, str]
+    """Added to it where more than one node trains."""
+
+    def share(self, gpus: int) -> Share:
+        """Return what a pod with `gpus` GPUs asks of its node."""
+        return self.per_gpu.times(gpus) if gpus else self.without_gpu
+
+
+_UNITS = {"": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
+_UNITS |= {f"{letter}i": 1024.0**power for power, letter in enumerate("KMGTP", 1)}
+
+
+def quantity(text: str) -> float:
+    """Return a Kubernetes quantity such as `500m` or `4Gi` as a number.
+
+    Raises:
+        ConfigError: it is not one.
+    """
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([a-zA-Z]*)", text)
+    if match is None or match[2] not in _UNITS:
+        raise ConfigError(f"`{text}` is not a quantity", hint="write e.g. `500m`, `8`, `512Mi` or `64Gi`")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def cpu_text(cpus: float) -> str:
+    """Return a number of CPUs as Kubernetes writes it, rounded up to a thousandth."""
+    milli = math.ceil(round(cpus * 1000, 3))
+    return str(milli // 1000) if milli % 1000 == 0 else f"{milli}m"
+
+
+def memory_text(gib: float) -> str:
+    """Return GiB as Kubernetes writes them, rounded up to a MiB."""
+    mib = math.ceil(round(gib * 1024, 3))
+    return f"{mib // 1024}Gi" if mib % 1024 == 0 else f"{mib}Mi"
+
+
+# Eight shares fit the smaller of the usual 8-GPU machines, 96 vCPU and 680 GiB, and leave room for the node's
+# own daemons. NCCL overflows the 64 MiB that /dev/shm has by default.
+_HELPER = Share(cpu=8, memory_gib=32, shm_gib=1)
+_NCCL = {"NCCL_DEBUG": "WARN"}
+# Only Mellanox adapters carry the traffic, and the pod's own interface carries the bootstrap.
+_FABRIC = {"NCCL_IB_HCA": "mlx5", "NCCL_SOCKET_IFNAME": "eth0"}
+_RDMA = "rdma/rdma_shared_device_a"
+
+NODES: dict[str, Node] = {
+    "h100": Node(
+        selector={"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"},
+        gpu_resource="nvidia.com/gpu",
+        rdma_resource=_RDMA,
+        per_gpu=Share(cpu=10, memory_gib=64, shm_gib=8),
+        without_gpu=_HELPER,
+        env=_NCCL,
+        fabric_env=_FABRIC,
+    ),
+    "a100": Node(
+        selector={"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-80GB"},
+        gpu_resource="nvidia.com/gpu",
+        rdma_resource=_RDMA,
+        per_gpu=Share(cpu=10, memory_gib=64, shm_gib=8),
+        without_gpu=_HELPER,
+        env=_NCCL,
+        fabric_env=_FABRIC,
+    ),
+    "cpu": Node(
+        selector={},
+        gpu_resource=None,
+        rdma_resource=None,
+        per_gpu=Share(cpu=1, memory_gib=4, shm_gib=0.25),
+        without_gpu=Share(cpu=1, memory_gib=4, shm_gib=0.25),
+        env={},
+        fabric_env={},
+    ),
+}
+
+
+def node(profile: str) -> Node:
+    """Return a cluster's side of a hardware profile such as `8xh100` or `cpu`.
+
+    Raises:
+        ConfigError: clusters are not planned for such machines; the nearest that are is offered.
+    """
+    machine = re.sub(r"^[1-8]x", "", profile)
+    if machine not in NODES:
+        raise ConfigError(
+            f"hardware `{profile}` is not known in a cluster", hint=did_you_mean(machine, NODES)
+        )
+    return NODES[machine]

@@ -56,7 +56,12 @@ def lease_name(run: str, stage: str) -> str:
 
 
 def labels(
-    *, run: str, stage: str, attempt: int | None = None, spec_hash: str | None = None, component: str = "train"
+    *,
+    run: str,
+    stage: str,
+    attempt: int | None = None,
+    spec_hash: str | None = None,
+    component: str = "train",
 ) -> dict[str, str]:
     """Return the labels of every object and pod of an attempt."""
     found = {**app_labels(component), RUN: run, STAGE: stage}
