@@ -1,0 +1,318 @@
+"""The test cluster of this repository: start by tiers, stop, kill and restart components, measure."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from . import build, images, operators
+from .access import Access, Volume
+from .certificates import Authority
+from .components import CONTAINERD, Component, Components, answers, dns_access
+from .host import HarnessError, cache_root, locked, need_packages, need_root, poll, rung, say
+from .network import claim_slot
+from .oci import Image
+from .operators import CERTIFICATES, OPERATORS, Operator
+from .sandbox import Process, Sandbox
+
+STORAGE_CLASS = "nanochat-local"
+Tier = Literal["control-plane", "node"]
+
+# An operator's private /tmp, where all of them look for their certificates. The cache may lie in
+# /tmp too, so it is mounted back.
+PRIVATE_TMP = """
+set -e
+mkdir -p /run/cache /run/checkout
+mount --bind "$CACHE" /run/cache
+mount -t tmpfs tmpfs /tmp
+mkdir -p "$CACHE"
+mount --bind /run/cache "$CACHE"
+exec "$@"
+"""
+
+
+class Cluster(Access):
+    """A real Kubernetes in namespaces of its own on this machine.
+
+    `control-plane` is etcd, API server, controllers and scheduler; `node` adds containerd, kubelet,
+    kube-proxy and DNS. Operators come on demand. Everything lies in one folder of the cache and
+    ends with this process.
+    """
+
+    own = True
+
+    def __init__(self) -> None:
+        need_root()
+        need_packages()
+        self._programs = build.binaries(build.KUBE)
+        self.slot = claim_slot()
+        self.sandbox = Sandbox(self.slot)
+        self._components: dict[str, Component] = {}
+        self._commands: dict[str, Operator] = {}
+        self.tiers: list[Tier] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self, tier: Tier = "node") -> None:
+        """Start a tier, and what it stands on; a tier that runs already stays as it is.
+
+        Raises:
+            HarnessError: a component ended; the message holds the end of its log.
+            TimeoutError: one did not become ready.
+        """
+        if not self.tiers:
+            with rung("control plane"):
+                self._start_control_plane()
+        if tier == "node" and "node" not in self.tiers:
+            with rung("node"):
+                self._start_node()
+
+    def _start_control_plane(self) -> None:
+        self.sandbox.start()
+        state = self.sandbox.state
+        self._authority = Authority(state / "pki")
+        self._description = Components(self.slot, self._programs, self._authority)
+        super().__init__(
+            self._authority.kubeconfig("admin", self._description.server, "admin", "system:masters"), state
+        )
+        etcd, apiserver, *others = self._description.control_plane()
+        for component in (etcd, apiserver):
+            self._spawn(component)
+        self._await(etcd)
+        self._await(apiserver)
+        for component in others:
+            self._spawn(component)
+        for component in others:
+            self._await(component)
+        self.apply([_storage_class(), *dns_access()])
+        self.tiers.append("control-plane")
+
+    def _start_node(self) -> None:
+        containerd, *others = self._description.node()
+        self._spawn(containerd)
+        poll("containerd", lambda: self._ctr("version").returncode == 0, timeout=30)
+        self.import_image(images.pause_image())
+        started = time.monotonic()
+        for component in others:
+            self._spawn(component)
+        for component in others:
+            self._await(component)
+        self.wait("node/node1", for_="condition=Ready")
+        self.node_ready_s = time.monotonic() - started
+        self.import_image(images.base_image())
+        self.tiers.append("node")
+
+    def _spawn(self, component: Component) -> None:
+        self._components[component.name] = component
+        self.sandbox.spawn(component.name, component.command, component.env)
+
+    def _await(self, component: Component, timeout: float = 60) -> None:
+        process = self.sandbox.processes[component.name]
+
+        def ready() -> bool:
+            if not process.alive():
+                code = process.nsenter.returncode
+                raise HarnessError(f"{component.name} ended with {code}:\n{self.log(component.name)[-3000:]}")
+            return answers(component.ready)
+
+        poll(f"{component.name} at {component.ready}", ready, timeout, interval=0.03)
+
+    def stop(self) -> None:
+        """Kill everything and return when nothing runs, is mounted or linked any more."""
+        self.sandbox.stop()
+        self.slot.lock.close()
+        self.tiers.clear()
+
+    # Components
+
+    def pid(self, name: str) -> int:
+        """Return the process id of a component, as the host counts."""
+        if name not in self.sandbox.processes:
+            raise HarnessError(
+                f"no component `{name}`; there are {', '.join(sorted(self.sandbox.processes))}"
+            )
+        return self.sandbox.processes[name].pid
+
+    def kill_component(self, name: str, sent: signal.Signals = signal.SIGKILL) -> None:
+        """End a component by a signal and wait until it is gone."""
+        self.pid(name)
+        self.sandbox.processes[name].kill(sent)
+
+    def start_component(self, name: str) -> None:
+        """Start a component that was killed, with the same arguments, and wait until it is ready."""
+        self.pid(name)
+        if self.sandbox.processes[name].alive():
+            return
+        component = self._components[name]
+        self._spawn(component)
+        if name in OPERATORS:
+            self._hand_over_certificates(OPERATORS[name], self.sandbox.processes[name])
+        if component.ready:
+            self._await(component)
+
+    def restart_component(self, name: str) -> None:
+        """Kill a component and start it again."""
+        self.kill_component(name)
+        self.start_component(name)
+
+    def log(self, name: str) -> str:
+        """Return what a component has printed."""
+        return (self.sandbox.logs / f"{name}.log").read_text(errors="replace")
+
+    def pss(self) -> dict[str, int]:
+        """Return bytes of memory by component and in `total`; pages that are shared count by share."""
+        owner = {process.pid: name for name, process in self.sandbox.processes.items()}
+        used: dict[str, int] = {}
+        for pid in self.sandbox.pids():
+            with contextlib.suppress(OSError):
+                rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+                comm = Path(f"/proc/{pid}/comm").read_text().strip()
+                kind = "shims" if comm.startswith("containerd-shim") else "pods"
+                name = owner.get(pid, "init" if pid == self.sandbox.init else kind)
+                (kilobytes,) = (line.split()[1] for line in rollup.splitlines() if line.startswith("Pss:"))
+                used[name] = used.get(name, 0) + int(kilobytes) * 1024
+        return {**dict(sorted(used.items())), "total": sum(used.values())}
+
+    # Operators
+
+    def start_operator(self, name: str) -> None:
+        """Run an operator of `OPERATORS` and those it needs, its CRDs, accounts and webhook installed."""
+        operator = OPERATORS[name]
+        if name in self.sandbox.processes:
+            return
+        for needed in operator.needs:
+            self.start_operator(needed)
+        with rung(f"operator {name}"):
+            self.crds(*operator.crds)
+            if crd := operators.own_crd(operator):
+                self.wait(*self.apply(crd), for_="condition=Established")
+            self.apply(operators.objects(operator, self.slot.node_ip))
+            user = f"system:serviceaccount:{operator.namespace}:{operator.account}"
+            kubeconfig = self._authority.kubeconfig(
+                name, self._description.server, user, "system:serviceaccounts"
+            )
+            settings = self.sandbox.state / "settings"
+            command = operators.command(operator, kubeconfig, self.slot.node_ip, settings)
+            private = ("/usr/bin/unshare", "--mount", "/bin/sh", "-c", PRIVATE_TMP, "sh")
+            ready = f"http://{self.slot.node_ip}:{operator.health_port}/readyz"
+            env = {"CACHE": str(cache_root()), **operator.env}
+            component = Component(name, (*private, *map(str, command)), ready, env)
+            self._spawn(component)
+            self._hand_over_certificates(operator, self.sandbox.processes[name])
+            self._await(component)
+
+    def _hand_over_certificates(self, operator: Operator, process: Process) -> None:
+        """Copy the Secret that the operator fills to where a kubelet would have mounted it."""
+        if operator.webhook is None:
+            return
+        secret = operator.webhook.secret
+        read = ("get", "secret", secret, "-n", operator.namespace, "-o", "json")
+
+        def filled() -> dict[str, str] | None:
+            if not process.alive():
+                raise HarnessError(f"{operator.name} ended:\n{self.log(operator.name)[-3000:]}")
+            data: dict[str, str] | None = json.loads(self.kubectl(*read).stdout).get("data")
+            return data
+
+        data = poll(f"{operator.name} to fill the Secret {secret}", filled, timeout=60)
+        folder = Path(f"/proc/{process.pid}/root") / CERTIFICATES
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, value in data.items():
+            (folder / name).write_bytes(base64.b64decode(value))
+
+    # Node
+
+    def _ctr(self, *args: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        command = ["/usr/bin/ctr", "--address", CONTAINERD, "--namespace", "k8s.io", *args]
+        return self.sandbox.run(command, timeout=timeout, check=False)
+
+    def ctr(self, *args: str, timeout: float = 300) -> str:
+        """Run containerd's own client in the kubelet's namespace; raises `HarnessError` when it fails."""
+        done = self._ctr(*args, timeout=timeout)
+        if done.returncode:
+            raise HarnessError(f"ctr {' '.join(args)}: {done.stderr.strip()}")
+        return done.stdout
+
+    def import_image(self, image: Image) -> None:
+        """Load an image into the node; nothing is done where exactly this one is there."""
+        for line in self.ctr("images", "list").splitlines()[1:]:
+            name, _, digest, *_ = line.split()
+            if (name, digest) == (image.tag, image.digest):
+                return
+        started = time.monotonic()
+        self.ctr("images", "import", str(image.archive), timeout=600)
+        say(f"imported {image.tag} in {time.monotonic() - started:.1f} s")
+
+    def volume(
+        self,
+        namespace: str | None = None,
+        claim: str | None = None,
+        *,
+        size: str = "2Gi",
+        modes: Sequence[str] = ("ReadWriteMany",),
+    ) -> Volume:
+        """Make a `local` volume in a folder of its own; with `claim` also the claim, bound to it alone."""
+        folder = self.sandbox.state / "volumes"
+        folder.mkdir(exist_ok=True)
+        name = f"volume-{len(list(folder.iterdir()))}"
+        path = folder / name
+        path.mkdir()
+        here = {"key": "kubernetes.io/hostname", "operator": "In", "values": ["node1"]}
+        spec: dict[str, Any] = {
+            "capacity": {"storage": size},
+            "accessModes": list(modes),
+            "persistentVolumeReclaimPolicy": "Retain",
+            "storageClassName": STORAGE_CLASS,
+            # `local`, unlike `hostPath`, honours fsGroup.
+            "local": {"path": str(path)},
+            "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [here]}]}},
+        }
+        if namespace and claim:
+            spec["claimRef"] = {"namespace": namespace, "name": claim}
+        self.create(
+            {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name}, "spec": spec}
+        )
+        if namespace and claim:
+            wanted = {"storageClassName": STORAGE_CLASS, "volumeName": name}
+            self._claim(namespace, claim, size, modes, wanted)
+        return Volume(name, STORAGE_CLASS, path)
+
+    @property
+    def host_ip(self) -> str:
+        """The address by which pods reach a server of the test process."""
+        return self.slot.host_ip
+
+    def scratch(self) -> Path:
+        """Return a folder that goes with the cluster."""
+        folder = self.sandbox.state / "scratch"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+
+def _storage_class() -> dict[str, Any]:
+    return {
+        "apiVersion": "storage.k8s.io/v1",
+        "kind": "StorageClass",
+        "metadata": {"name": STORAGE_CLASS},
+        "provisioner": "kubernetes.io/no-provisioner",
+        "volumeBindingMode": "WaitForFirstConsumer",
+    }
+
+
+def wipe_node_storage() -> None:
+    """Remove the images that stopped clusters have kept; those of a running one stay."""
+    for folder in (cache_root() / "clusters").glob("*/containerd"):
+        with locked(cache_root() / "locks" / f"slot-{folder.parent.name}"):
+            shutil.rmtree(folder, ignore_errors=True)
