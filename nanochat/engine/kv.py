@@ -96,8 +96,9 @@ class KVPool:
 class StepKV:
     """A `KVView` of one step, in which every row attends by itself to exactly the tokens that it sees.
 
-    So a row's sums have the same terms in the same order whoever shares the step. A batched product over
-    padded spans is no faster here (8 rows of 256 tokens: FIGURES) and differs in last bits.
+    So a row's sums have the same terms in the same order whoever shares the step; one batched product over
+    padded spans would differ in last bits, and makes 8 chats 5.1 times instead of 4.2 times as fast as one.
+    A CPU pool is fp32: 8 rows x 2 heads x 256 tokens take 77 us, in bf16 722 (one core, 2026-11).
     """
 
     def __init__(self, pool: KVPool, slots: Sequence[int], starts: Sequence[int], tokens: int) -> None:

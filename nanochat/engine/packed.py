@@ -87,9 +87,9 @@ def batching(model: nn.Module, rows: int) -> Batching:
 
 def _batching(linear: Linear | PackedLinear, inputs: int, rows: int) -> Batching:
     packed = isinstance(linear, PackedLinear)
-    device, dtype = (linear.device, linear.dtype) if packed else (linear.weight.device, linear.weight.dtype)
+    stored = linear if isinstance(linear, PackedLinear) else linear.weight
     generator = torch.Generator().manual_seed(0)
-    x_B1C = torch.randn(rows, 1, inputs, generator=generator).to(device, dtype)
+    x_B1C = torch.randn(rows, 1, inputs, generator=generator).to(stored.device, stored.dtype)
     y_B1C = linear(x_B1C)
     parts = ((first, count) for count in range(1, rows) for first in {0, rows - count})
     if packed and all(torch.equal(linear(x_B1C[f : f + n]), y_B1C[f : f + n]) for f, n in parts):
