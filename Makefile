@@ -1,6 +1,6 @@
 # Two commands matter: `make speedrun` (from real text to your own chat) and `make test`.
 .DEFAULT_GOAL := help
-.PHONY: help setup speedrun smoke test lint bench lock clean
+.PHONY: help setup speedrun smoke test lint bench wheels lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,11 @@ lint: setup ## format, lint, types, import contracts, clippy
 
 bench: setup ## measure every bar beside its peer; writes tests/bench/results.json
 	@.venv/bin/python -m tests.bench
+
+wheels: setup ## build our two wheels into dist/, once for all images
+	@rm -rf dist
+	@.venv/bin/python -m hatchling build -t wheel -d dist
+	@.venv/bin/maturin build --quiet --release -m rustbpe/Cargo.toml -o dist
 
 lock: setup ## resolve the Python dependencies again
 	@.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \

@@ -1,0 +1,166 @@
+"""Install what one image needs into a virtual environment, every file checked against requirements.lock.
+
+The lock is the only list of versions and hashes: uv resolves the extras of pyproject.toml under it, and a
+distribution that the lock lacks, or whose hash differs, stops the build. Runs in a build stage with the system's
+Python alone; knows nothing of what the image is for.
+
+    python3 images/tools/install.py /opt/venv --extra train --variant cuda
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+CA_SECRET = Path("/run/secrets/ca")  # `--secret id=ca,src=FILE`: mounted during one RUN, in no layer
+ALWAYS_LEFT_OUT = ("nanochat-rustbpe",)  # ours, from dist/
+
+
+class BuildError(Exception):
+    """A wrong build argument: the message names it and says what to give."""
+
+
+def locked(lock: str) -> Iterator[tuple[str, str]]:
+    """Yield the name of each distribution of a lock and its block of lines."""
+    for block in re.split(r"^(?=[A-Za-z0-9])", lock, flags=re.MULTILINE):
+        if found := re.match(r"[A-Za-z0-9._-]+", block):
+            yield found[0].lower(), block
+
+
+def pin(lock: str, name: str) -> str:
+    """Return the lock's block of one distribution.
+
+    Raises:
+        BuildError: the lock has no such distribution.
+    """
+    for found, block in locked(lock):
+        if found == name:
+            return block
+    raise BuildError(f"requirements.lock has no {name!r}; run `make lock`")
+
+
+def torch_pin(lock: str, sha256: str) -> str:
+    """Return the requirement of torch as another index builds it: the lock's version, the given hash.
+
+    Raises:
+        BuildError: the hash is missing or is not 64 hexadecimal digits.
+    """
+    digits = sha256.removeprefix("sha256:")
+    if not re.fullmatch(r"[0-9a-f]{64}", digits):
+        raise BuildError(
+            f"TORCH_INDEX_URL needs TORCH_SHA256, the hash of that index's wheel; got {sha256!r} "
+            "(`pip download --no-deps torch==... --index-url ...`, then `pip hash FILE`)"
+        )
+    version = pin(lock, "torch").split()[0]
+    return f"{version} --hash=sha256:{digits}\n"
+
+
+def left_out(lock: str, variant: str, exclude: Sequence[str]) -> list[str]:
+    """Return the distributions that are not installed; `nvidia-*` stands for all with that prefix.
+
+    Raises:
+        BuildError: the variant is unknown, or a pattern matches nothing in the lock.
+    """
+    if variant not in ("cpu", "cuda"):
+        raise BuildError(f"VARIANT is 'cpu' or 'cuda', got {variant!r}")
+    names = [name for name, _ in locked(lock)]
+    found = [*ALWAYS_LEFT_OUT, *(["triton"] if variant == "cpu" else [])]
+    for pattern in exclude:
+        prefix = pattern.removesuffix("*")
+        hits = [n for n in names if n == pattern or (prefix != pattern and n.startswith(prefix))]
+        if not hits:
+            raise BuildError(f"EXCLUDE names {pattern!r}, which requirements.lock does not have")
+        found += hits
+    return sorted(set(found))
+
+
+def install(venv: Path, work: Path, asked: argparse.Namespace) -> None:
+    """Make the environment.
+
+    Raises:
+        BuildError: a build argument is wrong.
+        subprocess.CalledProcessError: pip or uv refused; it has said why.
+    """
+    lock = asked.lock.read_text(encoding="utf-8")
+    without = left_out(lock, asked.variant, asked.exclude)
+    env = {**os.environ, "UV_LINK_MODE": "copy", "UV_SYSTEM_CERTS": "true", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    if CA_SECRET.is_file():
+        env |= {"PIP_CERT": str(CA_SECRET), "SSL_CERT_FILE": str(CA_SECRET)}
+    if asked.index_url:
+        env |= {"PIP_INDEX_URL": asked.index_url, "UV_DEFAULT_INDEX": asked.index_url}
+
+    def run(*command: str | Path) -> None:
+        subprocess.run([str(part) for part in command], check=True, env=env)  # noqa: S603
+
+    def write(name: str, text: str) -> Path:
+        (work / name).write_text(text, encoding="utf-8")
+        return work / name
+
+    run(sys.executable, "-m", "venv", work / "boot")
+    pip = (work / "boot/bin/python", "-m", "pip")
+    uv = work / "boot/bin/uv"
+    run(*pip, "install", "--quiet", "--require-hashes", "--only-binary=:all:", "-r", write("uv.txt", pin(lock, "uv")))
+
+    wanted = [*asked.also]
+    if asked.torch_index_url:
+        wheels = work / "torch"
+        source = write("torch.txt", torch_pin(lock, asked.torch_sha256))
+        run(*pip, "download", "--quiet", "--no-deps", "--require-hashes", "--only-binary=:all:",
+            "--index-url", asked.torch_index_url, "-d", wheels, "-r", source)  # fmt: skip
+        (wheel,) = wheels.iterdir()
+        wanted.append(f"torch @ {wheel.as_uri()} --hash={source.read_text().split('--hash=')[1].strip()}")
+    elif asked.variant == "cpu" and not {"torch", "nvidia-nccl-cu13"} & set(without) and "train" in asked.extra:
+        say("torch comes from the lock with its CUDA libraries (4 GB); TORCH_INDEX_URL gives the CPU build")
+
+    run(uv, "venv", "--quiet", "--no-project", "--python", sys.executable, venv)
+    say(f"installing {', '.join(asked.extra)} ({asked.variant}) from {asked.lock.name}, without {' '.join(without)}")
+    run(uv, "pip", "install", "--quiet", "--no-config", "--no-sources", "--no-build", "--python", venv / "bin/python",
+        "--require-hashes", "--constraints", asked.lock, "--excludes", write("excludes.txt", "\n".join(without)),
+        "-r", asked.project, *(part for extra in asked.extra for part in ("--extra", extra)),
+        "-r", write("also.txt", "\n".join(wanted)))  # fmt: skip
+
+
+def say(text: str) -> None:
+    """Print one line into the build's output."""
+    print(f"images: {text}", flush=True)
+
+
+def arguments() -> argparse.ArgumentParser:
+    """Return the parser; empty values are build arguments that were not given."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("venv", type=Path)
+    parser.add_argument("--extra", action="append", default=[], help="extra of pyproject.toml")
+    parser.add_argument("--also", action="append", default=[], help="a further requirement that the lock pins")
+    parser.add_argument("--variant", default="cuda")
+    parser.add_argument("--exclude", type=str.split, default=[], help="names, or prefixes with *")
+    parser.add_argument("--index-url", default="")
+    parser.add_argument("--torch-index-url", default="")
+    parser.add_argument("--torch-sha256", default="")
+    parser.add_argument("--lock", type=Path, default=Path("requirements.lock"))
+    parser.add_argument("--project", type=Path, default=Path("pyproject.toml"))
+    return parser
+
+
+def main() -> int:
+    """Run the command line; 64 for a wrong build argument, the installer's code where it failed."""
+    asked = arguments().parse_args()
+    try:
+        with tempfile.TemporaryDirectory() as work:
+            install(asked.venv, Path(work), asked)
+    except BuildError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 64
+    except subprocess.CalledProcessError as error:
+        print(f"error: {Path(error.cmd[0]).name} stopped with exit code {error.returncode}", file=sys.stderr)
+        return error.returncode
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

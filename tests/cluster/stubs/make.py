@@ -1,0 +1,117 @@
+"""Make stand-ins for the NVIDIA libraries, so that PyTorch's wheel from the index imports without 3 GB of them.
+
+TEST ONLY. torch's libraries name the CUDA libraries in their headers and cannot be loaded without them, on a machine
+without a GPU too. For each of these names this writes a shared object with the same soname and exactly those symbols,
+with their versions, that torch takes from the real one. Every function returns 100 (`cudaErrorNoDevice`), so torch
+finds no device and computes on the CPU. Needs the locked environment (the real libraries say what they define),
+`nm`, `readelf` and `gcc`.
+
+    .venv/bin/python tests/cluster/stubs/make.py DIRECTORY
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from importlib.util import find_spec
+from pathlib import Path
+
+NO_DEVICE = 100  # cudaErrorNoDevice; any non-zero status is an error for the other libraries
+TEXT = re.compile(r"Get(Last)?Error(String|Name)|GetErrorName|_get_error_string")
+Symbols = dict[str, tuple[str, str]]  # name: (kind of nm, version or "")
+
+
+def symbols(library: Path, *, defined: bool) -> Symbols:
+    """Return the dynamic symbols that a library defines, or those that it wants from others."""
+    which = "--defined-only" if defined else "--undefined-only"
+    output = subprocess.run(["nm", "-D", which, library], check=True, capture_output=True, text=True).stdout
+    found: Symbols = {}
+    for line in output.splitlines():
+        *_, kind, symbol = line.split()
+        name, _, version = symbol.partition("@")
+        if kind not in "Aw":  # absolute symbols name versions; weak ones may stay undefined
+            found[name] = (kind, version.lstrip("@"))
+    return found
+
+
+def needed(library: Path) -> set[str]:
+    """Return the sonames that a library asks the loader for."""
+    output = subprocess.run(["readelf", "-d", library], check=True, capture_output=True, text=True).stdout
+    return set(re.findall(r"\(NEEDED\).*\[(.+)\]", output))
+
+
+def source(parts: Symbols) -> str:
+    """Return the C text that defines the symbols."""
+    lines = []
+    for name, (kind, _) in sorted(parts.items()):
+        if kind in "BDRVb":
+            lines.append(f"char {name}[4096];")
+        elif TEXT.search(name):
+            lines.append(f'const char *{name}(void) {{ return "no CUDA device: a stub library answers"; }}')
+        else:
+            lines.append(f"int {name}(void) {{ return {NO_DEVICE}; }}")
+    return "\n".join(lines) + "\n"
+
+
+def version_script(parts: Symbols) -> str:
+    """Return the linker's version script; empty when the real library has no versions."""
+    versions: dict[str, list[str]] = defaultdict(list)
+    for name, (_, version) in sorted(parts.items()):
+        versions[version].append(name)
+    plain = versions.pop("", [])
+    if not versions:
+        return ""
+    nodes = [f"{version} {{ global: {'; '.join(names)}; }};" for version, names in versions.items()]
+    if plain:
+        raise SystemExit(f"error: {plain[:3]} have no version beside symbols that have one")
+    return "\n".join(nodes) + "\n"
+
+
+def make(torch_lib: Path, real: dict[str, Path], target: Path) -> list[str]:
+    """Write one stub for each NVIDIA library that torch needs; return their sonames."""
+    libraries = sorted(torch_lib.glob("*.so"))
+    own = {name for library in libraries for name in symbols(library, defined=True)}
+    wanted: dict[str, Symbols] = defaultdict(dict)
+    for library in libraries:
+        offered = {soname: symbols(real[soname], defined=True) for soname in needed(library) & set(real)}
+        for soname in offered:
+            wanted[soname] |= {}
+        for name in symbols(library, defined=False).keys() - own:
+            for soname, defines in offered.items():
+                if name in defines:
+                    wanted[soname][name] = defines[name]
+                    break
+    target.mkdir(parents=True, exist_ok=True)
+    for soname, parts in wanted.items():
+        text, script = target / f"{soname}.c", target / f"{soname}.map"
+        text.write_text(source(parts), encoding="utf-8")
+        script.write_text(version_script(parts), encoding="utf-8")
+        versions = [f"-Wl,--version-script={script}"] if script.stat().st_size else []
+        subprocess.run(
+            ["gcc", "-shared", "-fPIC", "-O1", "-fno-builtin", "-w", "-nostdlib", f"-Wl,-soname,{soname}",
+             *versions, "-o", target / soname, text],
+            check=True,
+        )  # fmt: skip
+        text.unlink()
+        script.unlink()
+    return sorted(wanted)
+
+
+def main() -> int:
+    """Run the command line."""
+    (target,) = sys.argv[1:]
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        raise SystemExit("error: torch is not installed; run this with .venv/bin/python")
+    site = Path(spec.origin).parents[1]
+    real = {path.name: path for path in site.glob("nvidia/*/lib/*.so.*")}
+    made = make(site / "torch/lib", real, Path(target))
+    size = sum(path.stat().st_size for path in Path(target).iterdir())
+    print(f"stubs: {len(made)} NVIDIA libraries stand in, {size / 1e6:.1f} MB: {' '.join(made)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
