@@ -198,7 +198,7 @@ class Node:
     """Labels of such a node, as NVIDIA's GPU feature discovery sets them."""
     gpu_resource: str | None
     rdma_resource: str | None
-    """Devices through which GPUs of several nodes reach each other; NVIDIA's network operator names them so."""
+    """Devices through which GPUs of several nodes reach each other, as NVIDIA's operator names them."""
     per_gpu: Share
     """Per rank on a machine without GPUs."""
     without_gpu: Share
@@ -213,20 +213,21 @@ class Node:
         return self.per_gpu.times(gpus) if gpus else self.without_gpu
 
 
-_UNITS = {"": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
-_UNITS |= {f"{letter}i": 1024.0**power for power, letter in enumerate("KMGTP", 1)}
+_UNITS = {"": 1.0, "n": 1e-9, "u": 1e-6, "m": 1e-3, "k": 1e3}
+_UNITS |= {letter: 1000.0**power for power, letter in enumerate("MGTPE", 2)}
+_UNITS |= {f"{letter}i": 1024.0**power for power, letter in enumerate("KMGTPE", 1)}
 
 
 def quantity(text: str) -> float:
-    """Return a Kubernetes quantity such as `500m` or `4Gi` as a number.
+    """Return a Kubernetes quantity such as `500m`, `4Gi` or `1e3` as a number.
 
     Raises:
         ConfigError: it is not one.
     """
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([a-zA-Z]*)", text)
-    if match is None or match[2] not in _UNITS:
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?)(?:[eE]([+-]?[0-9]+)|([a-zA-Z]*))", text)
+    if match is None or (match[3] or "") not in _UNITS:
         raise ConfigError(f"`{text}` is not a quantity", hint="write e.g. `500m`, `8`, `512Mi` or `64Gi`")
-    return float(match[1]) * _UNITS[match[2]]
+    return float(match[1]) * 10.0 ** int(match[2] or 0) * _UNITS[match[3] or ""]
 
 
 def cpu_text(cpus: float) -> str:
@@ -239,6 +240,13 @@ def memory_text(gib: float) -> str:
     """Return GiB as Kubernetes writes them, rounded up to a MiB."""
     mib = math.ceil(round(gib * 1024, 3))
     return f"{mib // 1024}Gi" if mib % 1024 == 0 else f"{mib}Mi"
+
+
+def quantity_text(resource: str, amount: float) -> str:
+    """Return an amount (CPUs, bytes of memory or storage, devices) as Kubernetes writes it."""
+    if resource == "cpu":
+        return cpu_text(amount)
+    return memory_text(amount / GIB) if resource in ("memory", "storage") else str(round(amount))
 
 
 # Eight shares fit the smaller of the usual 8-GPU machines, 96 vCPU and 680 GiB, and leave room for the node's

@@ -10,19 +10,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from nanochat.data.sources import load_sources
-from nanochat.errors import ConfigError
+from nanochat.errors import ConfigError, QuotaError
 from nanochat.files import read_json
 from nanochat.run.config import Frozen, RunConfig
 from nanochat.run.stage import STAGES
 from nanochat.settings import Home
 from nanochat.shape import BYTES_PER_TOKEN, PACKING_LOSS, Preset, resolve, shards_needed
-from nanochat_platform.hardware import GIB, Hardware
+from nanochat_platform.hardware import GIB, Hardware, quantity, quantity_text
 
 USABLE_MEMORY = 0.9  # the rest goes to the allocator's gaps, the CUDA context and communication buffers
 SHARD_FILE_BYTES = 100_000_000
@@ -49,6 +51,17 @@ class StagePlan(Frozen):
     usd: float | None = None
 
 
+class PlannedObject(Frozen):
+    """One object that will be created in a cluster, and what its pods ask for in all."""
+
+    kind: str
+    name: str
+    stage: str | None = None
+    """None: it serves all stages."""
+    pods: int = 0
+    requests: dict[str, str] = Field(default_factory=dict)
+
+
 class Plan(Frozen):
     """All of a run, stage by stage."""
 
@@ -56,7 +69,9 @@ class Plan(Frozen):
     preset: str
     hardware: str
     hardware_title: str
+    nodes: int = 1
     ranks: int
+    """Of all nodes."""
     arch: str
     depth: int
     width: int
@@ -85,6 +100,10 @@ class Plan(Frozen):
     stages: tuple[StagePlan, ...]
     seconds: float | None
     usd: float | None
+    objects: tuple[PlannedObject, ...] = ()
+    """Of a run on a cluster, in the order of their creation."""
+    quota: dict[str, str] = Field(default_factory=dict)
+    """What the namespace must have room for: the most that exists at one time, stage after stage."""
     warnings: tuple[str, ...] = ()
 
 
@@ -108,9 +127,16 @@ class _Speed:
 
 
 def make_plan(
-    spec: RunConfig, hardware: Hardware, *, measure: Measure | None = None, data: DataFacts | None = None
+    spec: RunConfig,
+    hardware: Hardware,
+    *,
+    nodes: int = 1,
+    measure: Measure | None = None,
+    data: DataFacts | None = None,
+    objects: Sequence[PlannedObject] = (),
+    budget_usd: float | None = None,
 ) -> Plan:
-    """Return the plan of a run on a machine.
+    """Return the plan of a run on a machine, or on `nodes` of them where a stage trains.
 
     `measure` is called for machines without published figures, after everything else was found to fit; its
     result holds `tok_per_s` and, optionally, `first_step_s`. Without it their times stay None.
@@ -118,25 +144,31 @@ def make_plan(
     Raises:
         ConfigError: the preset does not exist, the batch does not divide, the model does not fit the memory,
             or the data is too little; each names the fix.
+        QuotaError: it costs more than the budget.
     """
-    ranks = hardware.devices if hardware.kind == "cuda" else spec.nproc
+    local = hardware.devices if hardware.kind == "cuda" else spec.nproc
+    ranks = nodes * local
     preset = resolve(spec, world_size=ranks)
     shape = preset.shape
     half = spec.dtype != "fp32"
     memory = _memory(preset, hardware, ranks=ranks, half=half)
-    limit = int(hardware.memory_bytes * USABLE_MEMORY) // (1 if hardware.kind == "cuda" else ranks)
+    limit = int(hardware.memory_bytes * USABLE_MEMORY) // (1 if hardware.kind == "cuda" else local)
     if memory["total"] > limit:
         raise _does_not_fit(preset, hardware, ranks=ranks, half=half, limit=limit)
     tokens = preset.base_steps * preset.total_batch_tokens
     shards, epochs, warnings = _data(spec, tokens, data)
+    if nodes > 1:
+        warnings.append(f"no figures of {nodes} nodes are published; the time supposes {nodes} times one's")
     speed = _speed(spec, preset, hardware, measure)
-    stages = tuple(_stages(preset, hardware, speed, ranks=ranks, shards=shards))
-    seconds = _total([stage.seconds for stage in stages])
+    stages = tuple(_stages(preset, hardware, speed, ranks=ranks, nodes=nodes, shards=shards))
+    usd = _total([stage.usd for stage in stages])
+    warnings += _within(budget_usd, usd)
     return Plan(
         run=spec.run,
         preset=spec.preset,
         hardware=hardware.name,
         hardware_title=hardware.title,
+        nodes=nodes,
         ranks=ranks,
         arch=shape.arch,
         depth=shape.depth,
@@ -155,14 +187,46 @@ def make_plan(
         source=spec.source,
         shards_needed=shards,
         epochs=epochs,
-        tok_per_s=speed.tok_per_s,
+        tok_per_s=None if speed.tok_per_s is None else nodes * speed.tok_per_s,
         mfu=speed.mfu,
         throughput_source=speed.source,
         stages=stages,
-        seconds=seconds,
-        usd=_usd(seconds, hardware),
+        seconds=_total([stage.seconds for stage in stages]),
+        usd=usd,
+        objects=tuple(objects),
+        quota=needed_quota(objects),
         warnings=tuple(warnings),
     )
+
+
+def _within(budget_usd: float | None, usd: float | None) -> list[str]:
+    """Return a warning where the budget cannot be checked.
+
+    Raises:
+        QuotaError: the plan costs more.
+    """
+    if budget_usd is None:
+        return []
+    if usd is None:
+        return [f"the budget of {_dollars(budget_usd)} cannot be checked: time or price is not known"]
+    if usd > budget_usd:
+        raise QuotaError(
+            f"the plan costs {_dollars(usd)}, and the budget is {_dollars(budget_usd)}",
+            hint="raise budget_usd, use a smaller --depth, fewer --steps, or other hardware",
+        )
+    return []
+
+
+def needed_quota(objects: Sequence[PlannedObject]) -> dict[str, str]:
+    """Return the most that is asked for at one time, where one stage runs after another."""
+    most: dict[str, float] = {}
+    for planned in objects:
+        asked = {name: quantity(amount) for name, amount in planned.requests.items()}
+        if planned.pods:
+            asked["pods"] = float(planned.pods)
+        for name, amount in asked.items():
+            most[name] = max(most.get(name, 0.0), amount)
+    return {name: quantity_text(name, amount) for name, amount in sorted(most.items())}
 
 
 def _memory(preset: Preset, hardware: Hardware, *, ranks: int, half: bool) -> dict[str, int]:
@@ -238,7 +302,7 @@ def _speed(spec: RunConfig, preset: Preset, hardware: Hardware, measure: Measure
 
 
 def _stages(
-    preset: Preset, hardware: Hardware, speed: _Speed, *, ranks: int, shards: int | None
+    preset: Preset, hardware: Hardware, speed: _Speed, *, ranks: int, nodes: int, shards: int | None
 ) -> list[StagePlan]:
     parameters = preset.shape.parameter_counts()["total"]
     steps = {"base_train": preset.base_steps, "mid_train": preset.mid_steps, "chat_sft": preset.sft_steps}
@@ -250,7 +314,7 @@ def _stages(
             plans.append(StagePlan(stage=stage.name, seconds=seconds, usd=_usd(seconds, hardware)))
             continue
         tokens = steps[stage.name] * preset.total_batch_tokens
-        seconds = speed.first_step_s + tokens / speed.tok_per_s if speed.tok_per_s else None
+        seconds = speed.first_step_s + tokens / (nodes * speed.tok_per_s) if speed.tok_per_s else None
         plans.append(
             StagePlan(
                 stage=stage.name,
@@ -260,7 +324,7 @@ def _stages(
                 device_batch_size=preset.device_batch_size,
                 accumulation=preset.accumulation(ranks),
                 seconds=seconds,
-                usd=_usd(seconds, hardware),
+                usd=_usd(seconds, hardware, nodes),
             )
         )
     return plans
@@ -292,10 +356,10 @@ def _total(values: list[float | None]) -> float | None:
     return sum(known) if len(known) == len(values) else None
 
 
-def _usd(seconds: float | None, hardware: Hardware) -> float | None:
+def _usd(seconds: float | None, hardware: Hardware, nodes: int = 1) -> float | None:
     if seconds is None or hardware.usd_per_hour is None:
         return None
-    return seconds / 3600 * hardware.usd_per_hour
+    return seconds / 3600 * hardware.usd_per_hour * nodes
 
 
 def measure_here(spec: RunConfig) -> Mapping[str, Any]:
@@ -352,8 +416,21 @@ def describe(plan: Plan) -> str:
         ends = f"{_time(row.seconds):>10}{_dollars(row.usd):>10}"
         lines.append(f"  {row.stage:<12}{row.steps or '-':>8}{tokens:>10}{ends}")
     lines.append(f"  {'total':<30}{_time(plan.seconds):>10}{_dollars(plan.usd):>10}")
+    lines += _cluster_lines(plan)
     lines += [f"  warning: {text}" for text in plan.warnings]
     return "\n".join(lines)
+
+
+def _cluster_lines(plan: Plan) -> list[str]:
+    if not plan.objects:
+        return []
+    wide = max(len(f"{planned.kind}/{planned.name}") for planned in plan.objects)
+    lines = ["", f"  {'object':<{wide}}  {'pods':>4}  requests"]
+    for planned in plan.objects:
+        asked = ", ".join(f"{name} {amount}" for name, amount in planned.requests.items())
+        lines.append(f"  {planned.kind + '/' + planned.name:<{wide}}  {planned.pods or '-':>4}  {asked}")
+    quota = ", ".join(f"{name} {amount}" for name, amount in plan.quota.items())
+    return [*lines, f"  quota needed at one time: {quota}"]
 
 
 def _facts(plan: Plan) -> dict[str, str]:
