@@ -1,7 +1,7 @@
 """Measure every bar: `python -m tests.bench [SECTION ...]`; default: all that do not need a fresh clone.
 
 Writes `results.json` (rows of other sections stay as they were) and `RESULTS.md` from it. Sections:
-bpe, train, engine, serve: peers in one run; bpb, arithmetic: from the models of a finished run;
+cli; bpe, train, engine, serve: peers in one run; bpb, arithmetic: from the models of a finished run;
 clean, clean-test: `make speedrun` and `make test` in a fresh clone with empty caches (half an hour).
 """
 
@@ -20,6 +20,12 @@ from tests.bench.row import Row
 
 RESULTS = Path(__file__).with_name("results.json")
 TABLE = Path(__file__).with_name("RESULTS.md")
+
+
+def _cli(run: str) -> list[Row]:
+    from tests.bench import bench_cli
+
+    return bench_cli.rows()
 
 
 def _bpe(run: str) -> list[Row]:
@@ -73,6 +79,7 @@ def _clean_test(run: str) -> list[Row]:
 
 
 SECTIONS: dict[str, Callable[[str], list[Row]]] = {
+    "cli": _cli,
     "bpe": _bpe,
     "train": _train,
     "engine": _engine,
