@@ -214,7 +214,7 @@ class RunSpec(Frozen):
 
     def config(self) -> RunConfig:
         """Return what the run's stages are given."""
-        given = self.overrides.model_dump(exclude_none=True)
+        given = self.overrides.model_dump(mode="json", exclude_none=True)
         return RunConfig(
             run=self.run_name,
             preset=self.preset,
