@@ -93,17 +93,25 @@ def load(
             raise ConfigError(f"kubeconfig `{kubeconfig}` does not exist", hint=_NO_CLUSTER)
     else:
         named = [Path(name) for name in env.get("KUBECONFIG", "").split(os.pathsep) if name]
-        paths = [path for path in named or [Path.home() / ".kube" / "config"] if path.is_file()]
+        paths = [
+            path for path in named or [Path(env.get("HOME") or "/", ".kube", "config")] if path.is_file()
+        ]
         if named and not paths:
             raise ConfigError(f"KUBECONFIG names `{named[0]}`, which does not exist", hint=_NO_CLUSTER)
     if paths:
         return _from_kubeconfig(paths, context, env)
-    if env.get("KUBERNETES_SERVICE_HOST") and (account / "token").is_file():
-        return _from_pod(env, account)
-    raise UnavailableError("no cluster is configured: there is no kubeconfig", hint=_NO_CLUSTER)
+    return from_pod(env, account)
 
 
-def _from_pod(env: Mapping[str, str], account: Path) -> Access:
+def from_pod(env: Mapping[str, str] | None = None, account: Path = SERVICE_ACCOUNT) -> Access:
+    """Return the access of the pod this runs in.
+
+    Raises:
+        UnavailableError: this is not a pod with a token.
+    """
+    env = os.environ if env is None else env
+    if not env.get("KUBERNETES_SERVICE_HOST") or not (account / "token").is_file():
+        raise UnavailableError("no cluster is configured: there is no kubeconfig", hint=_NO_CLUSTER)
     host, port = env["KUBERNETES_SERVICE_HOST"], env.get("KUBERNETES_SERVICE_PORT", "443")
     name = account / "namespace"
     return Access(
@@ -288,3 +296,17 @@ def _env_proxy(server: str, env: Mapping[str, str]) -> str | None:
     ]
     direct = any(name and (host == name or host.endswith(f".{name}")) for name in never)
     return None if direct or env.get("NO_PROXY") == "*" else proxy
+
+
+def own_identity(env: Mapping[str, str] | None = None) -> tuple[str, str | None, str | None]:
+    """Return (run, stage, namespace) of the pipeline step that this process belongs to.
+
+    Raises:
+        ConfigError: NANOCHAT_RUN is not set.
+    """
+    env = os.environ if env is None else env
+    if not env.get("NANOCHAT_RUN"):
+        raise ConfigError(
+            "--self: NANOCHAT_RUN is not set", hint="outside a pipeline step, name the run with --run"
+        )
+    return env["NANOCHAT_RUN"], env.get("NANOCHAT_STAGE") or None, env.get("NANOCHAT_NAMESPACE") or None
