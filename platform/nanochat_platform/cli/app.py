@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import typer
 
 from nanochat.errors import ConfigError, Interrupted, NanochatError, did_you_mean
-from nanochat_platform.cli import bench, data, models, plan, serve, train
+from nanochat_platform.cli import bench, cluster, data, models, pipeline, plan, serve, submit, train
 
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # typer names it in a private module
 _ClickException: type[Exception] = _UsageError.__bases__[0]
@@ -32,6 +32,14 @@ def build() -> typer.Typer:
     app.command("run")(train.run_stage)
     app.add_typer(data.app, name="data")
     app.command("plan")(plan.plan)
+    app.add_typer(pipeline.app, name="pipeline")
+    app.command("submit")(submit.submit)
+    app.command("resume")(submit.resume)
+    app.command("status")(cluster.status)
+    app.command("logs")(cluster.logs)
+    app.command("explain")(cluster.explain)
+    app.command("list")(cluster.list_runs)
+    app.command("cancel")(cluster.cancel)
     app.command("serve")(serve.serve)
     app.command("chat")(serve.chat)
     app.command("checkpoints")(models.checkpoints)

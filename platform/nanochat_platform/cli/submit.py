@@ -237,7 +237,7 @@ def parse_owner(text: str) -> OwnerReference:
     except (ValueError, KeyError, TypeError):
         raise ConfigError(
             f"--owner is `{text}`",
-            hint='write JSON: {"apiVersion": ..., "kind": ..., "name": ..., "uid": ...}',
+            hint="write a JSON object with apiVersion, kind, name and uid",
         ) from None
 
 
@@ -294,7 +294,7 @@ def _run(
 
 @contextlib.contextmanager
 def _logs(client: Client, run: str, *, shown: bool) -> Iterator[None]:
-    """Print the logs of the run's pods to stderr meanwhile, from now on, and what is left of them at the end."""
+    """Print the logs of the run's pods to stderr meanwhile, and what is left of them at the end."""
     if not shown:
         yield
         return

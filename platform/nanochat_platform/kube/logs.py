@@ -22,6 +22,7 @@ from nanochat_platform.kube.transport import Stream, Unreachable
 Sink = Callable[[str, str], None]
 """Takes a prefix and a line; called under a lock."""
 TRAINING = "app.kubernetes.io/component=train"
+ENDED = ("Succeeded", "Failed")
 WINDOW_S, DRAIN_S = 5.0, 5.0
 QUIET_S = 120.0
 """Seconds without a line after which a followed stream is opened again: a dead path says nothing."""
@@ -157,7 +158,7 @@ class Reader:
         if pod is None or str(meta(pod, "uid", "")) != self._uid:
             self._stopped.set()
             return True
-        return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+        return (pod.get("status") or {}).get("phase") in ENDED
 
 
 class Readers:
@@ -232,12 +233,16 @@ class Tee:
         self._readers.stop()
 
     def _loop(self) -> None:
+        present = False  # pods that had ended before are somebody else's news
         while not self._done.is_set():
             try:
                 for change in follow(self._client, PODS, selector=self._selector, window_s=lambda: WINDOW_S):
                     if self._done.is_set():
                         return
-                    if change.object is not None and change.kind == "set":
+                    present = present or change.kind == "tick"
+                    if change.object is None or change.kind != "set":
+                        continue
+                    if present or (change.object.get("status") or {}).get("phase") not in ENDED:
                         self._readers.add(change.object)
             except NanochatError:
                 self._done.wait(WINDOW_S)
