@@ -18,7 +18,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-CA_SECRET = Path("/run/secrets/ca")  # `--secret id=ca,src=FILE`: mounted during one RUN, in no layer
+# Whom the downloads trust: the builder's bundle (`--secret id=ca,src=FILE`: mounted during one RUN, in no layer), else
+# the system's, which a base image may have extended.
+TRUSTED = (Path("/run/secrets/ca"), Path("/etc/ssl/certs/ca-certificates.crt"))
 ALWAYS_LEFT_OUT = ("nanochat-rustbpe",)  # ours, from dist/
 
 
@@ -67,7 +69,7 @@ def left_out(lock: str, variant: str, exclude: Sequence[str]) -> list[str]:
     Raises:
         BuildError: the variant is unknown, or a pattern matches nothing in the lock.
     """
-    if variant not in ("cpu", "cuda"):
+    if variant not in ("cpu", "cuda", ""):
         raise BuildError(f"VARIANT is 'cpu' or 'cuda', got {variant!r}")
     names = [name for name, _ in locked(lock)]
     found = [*ALWAYS_LEFT_OUT, *(["triton"] if variant == "cpu" else [])]
@@ -90,8 +92,8 @@ def install(venv: Path, work: Path, asked: argparse.Namespace) -> None:
     lock = asked.lock.read_text(encoding="utf-8")
     without = left_out(lock, asked.variant, asked.exclude)
     env = {**os.environ, "UV_LINK_MODE": "copy", "UV_SYSTEM_CERTS": "true", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    if CA_SECRET.is_file():
-        env |= {"PIP_CERT": str(CA_SECRET), "SSL_CERT_FILE": str(CA_SECRET)}
+    if bundle := next((path for path in TRUSTED if path.is_file()), None):
+        env |= {"PIP_CERT": str(bundle), "SSL_CERT_FILE": str(bundle)}
     if asked.index_url:
         env |= {"PIP_INDEX_URL": asked.index_url, "UV_DEFAULT_INDEX": asked.index_url}
 
@@ -107,23 +109,24 @@ def install(venv: Path, work: Path, asked: argparse.Namespace) -> None:
     uv = work / "boot/bin/uv"
     run(*pip, "install", "--quiet", "--require-hashes", "--only-binary=:all:", "-r", write("uv.txt", pin(lock, "uv")))
 
-    wanted = [*asked.also]
+    given: list[str] = []
     if asked.torch_index_url:
         wheels = work / "torch"
         source = write("torch.txt", torch_pin(lock, asked.torch_sha256))
         run(*pip, "download", "--quiet", "--no-deps", "--require-hashes", "--only-binary=:all:",
             "--index-url", asked.torch_index_url, "-d", wheels, "-r", source)  # fmt: skip
         (wheel,) = wheels.iterdir()
-        wanted.append(f"torch @ {wheel.as_uri()} --hash={source.read_text().split('--hash=')[1].strip()}")
-    elif asked.variant == "cpu" and not {"torch", "nvidia-nccl-cu13"} & set(without) and "train" in asked.extra:
+        given.append(f"torch @ {wheel.as_uri()} --hash={source.read_text().split('--hash=')[1].strip()}")
+    elif asked.variant == "cpu" and not asked.exclude:
         say("torch comes from the lock with its CUDA libraries (4 GB); TORCH_INDEX_URL gives the CPU build")
 
     run(uv, "venv", "--quiet", "--no-project", "--python", sys.executable, venv)
-    say(f"installing {', '.join(asked.extra)} ({asked.variant}) from {asked.lock.name}, without {' '.join(without)}")
+    variant = f" for {asked.variant}" if asked.variant else ""
+    say(f"installing {', '.join(asked.extra)}{variant} from {asked.lock.name}, without {' '.join(without)}")
     run(uv, "pip", "install", "--quiet", "--no-config", "--no-sources", "--no-build", "--python", venv / "bin/python",
         "--require-hashes", "--constraints", asked.lock, "--excludes", write("excludes.txt", "\n".join(without)),
         "-r", asked.project, *(part for extra in asked.extra for part in ("--extra", extra)),
-        "-r", write("also.txt", "\n".join(wanted)))  # fmt: skip
+        "-r", write("given.txt", "\n".join(given)))  # fmt: skip
 
 
 def say(text: str) -> None:
@@ -136,8 +139,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("venv", type=Path)
     parser.add_argument("--extra", action="append", default=[], help="extra of pyproject.toml")
-    parser.add_argument("--also", action="append", default=[], help="a further requirement that the lock pins")
-    parser.add_argument("--variant", default="cuda")
+    parser.add_argument("--variant", default="", help="cpu or cuda, where torch is among the extras")
     parser.add_argument("--exclude", type=str.split, default=[], help="names, or prefixes with *")
     parser.add_argument("--index-url", default="")
     parser.add_argument("--torch-index-url", default="")

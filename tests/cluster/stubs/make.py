@@ -3,21 +3,28 @@
 TEST ONLY. torch's libraries name the CUDA libraries in their headers and cannot be loaded without them, on a machine
 without a GPU too. For each of these names this writes a shared object with the same soname and exactly those symbols,
 with their versions, that torch takes from the real one. Every function returns 100 (`cudaErrorNoDevice`), so torch
-finds no device and computes on the CPU. Needs the locked environment (the real libraries say what they define),
-`nm`, `readelf` and `gcc`.
+finds no device and computes on the CPU. They leave as a wheel that lays them beside torch's own libraries: in `dist/`
+it enters an image like our wheels, and the image's bill of materials names it. Needs the locked environment (the real
+libraries say what they define), `nm`, `readelf` and `gcc`.
 
-    .venv/bin/python tests/cluster/stubs/make.py DIRECTORY
+    .venv/bin/python tests/cluster/stubs/make.py dist/
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 import subprocess
 import sys
+import tempfile
+import zipfile
 from collections import defaultdict
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
+NAME = "nanochat_test_nvidia_stubs"
 NO_DEVICE = 100  # cudaErrorNoDevice; any non-zero status is an error for the other libraries
 TEXT = re.compile(r"Get(Last)?Error(String|Name)|GetErrorName|_get_error_string")
 Symbols = dict[str, tuple[str, str]]  # name: (kind of nm, version or "")
@@ -83,7 +90,6 @@ def make(torch_lib: Path, real: dict[str, Path], target: Path) -> list[str]:
                 if name in defines:
                     wanted[soname][name] = defines[name]
                     break
-    target.mkdir(parents=True, exist_ok=True)
     for soname, parts in wanted.items():
         text, script = target / f"{soname}.c", target / f"{soname}.map"
         text.write_text(source(parts), encoding="utf-8")
@@ -99,6 +105,28 @@ def make(torch_lib: Path, real: dict[str, Path], target: Path) -> list[str]:
     return sorted(wanted)
 
 
+def pack(folder: Path, target: Path, torch: str) -> Path:
+    """Write the wheel of what `make` left in a folder, the same bytes for the same libraries."""
+    wheel = target / f"{NAME}-{torch}-py3-none-any.whl"
+    info = f"{NAME}-{torch}.dist-info"
+    files = {f"torch/lib/{path.name}": path.read_bytes() for path in sorted(folder.iterdir())}
+    files[f"{info}/METADATA"] = (
+        f"Metadata-Version: 2.1\nName: {NAME}\nVersion: {torch}\nSummary: TEST ONLY: no NVIDIA library works\n"
+    ).encode()
+    files[f"{info}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: nanochat\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    record = [f"{name},sha256={_digest(data)},{len(data)}" for name, data in files.items()]
+    files[f"{info}/RECORD"] = "\n".join([*record, f"{info}/RECORD,,", ""]).encode()
+    target.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
+    return wheel
+
+
+def _digest(data: bytes) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+
+
 def main() -> int:
     """Run the command line."""
     (target,) = sys.argv[1:]
@@ -107,9 +135,10 @@ def main() -> int:
         raise SystemExit("error: torch is not installed; run this with .venv/bin/python")
     site = Path(spec.origin).parents[1]
     real = {path.name: path for path in site.glob("nvidia/*/lib/*.so.*")}
-    made = make(site / "torch/lib", real, Path(target))
-    size = sum(path.stat().st_size for path in Path(target).iterdir())
-    print(f"stubs: {len(made)} NVIDIA libraries stand in, {size / 1e6:.1f} MB: {' '.join(made)}")
+    with tempfile.TemporaryDirectory() as folder:
+        made = make(site / "torch/lib", real, Path(folder))
+        wheel = pack(Path(folder), Path(target), version("torch"))
+    print(f"TEST ONLY: {wheel.name}: stubs stand in for {len(made)} NVIDIA libraries: {' '.join(made)}")
     return 0
 
 

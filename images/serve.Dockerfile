@@ -1,0 +1,67 @@
+# Serving: the OpenAI server, alone or as a Ray Serve replica. `images/README.md` has the arguments and the sizes.
+#   make wheels && docker build -f images/serve.Dockerfile --build-arg VARIANT=cuda -t nanochat/serve .
+ARG BASE=debian:bookworm-slim
+
+# Everything from the lock that is not ours: this layer changes with the lock, not with the code.
+FROM ${BASE} AS deps
+USER 0
+RUN apt-get update -q \
+ && apt-get install -yq --no-install-recommends ca-certificates python3 python3-venv \
+ && rm -rf /var/lib/apt/lists/*
+WORKDIR /build
+COPY images/tools/install.py images/tools/slim.py images/tools/
+COPY pyproject.toml requirements.lock ./
+ARG VARIANT=cuda
+ARG EXCLUDE=
+ARG INDEX_URL=
+ARG TORCH_INDEX_URL=
+ARG TORCH_SHA256=
+# Serving reads models, never shards (pyarrow), and compiles no kernels (triton, setuptools).
+RUN --mount=type=secret,id=ca --mount=type=cache,target=/root/.cache/uv \
+    python3 images/tools/install.py /opt/venv --extra serve --extra ray --variant "${VARIANT}" \
+      --exclude "pyarrow setuptools triton ${EXCLUDE}" \
+      --index-url "${INDEX_URL}" --torch-index-url "${TORCH_INDEX_URL}" --torch-sha256 "${TORCH_SHA256}" \
+ && /opt/venv/bin/python images/tools/slim.py /opt/venv --headers --drop ray/jars ray/rllib
+
+# Our two wheels (`make wheels`), laid out to be copied over the environment.
+FROM deps AS app
+COPY dist/ dist/
+RUN /opt/venv/bin/python -m pip install --quiet --no-index --no-deps --prefix /opt/app dist/*.whl
+
+FROM ${BASE}
+USER 0
+# wget: KubeRay's own probes call it.
+RUN apt-get update -q \
+ && apt-get install -yq --no-install-recommends ca-certificates procps python3 tini wget \
+ && rm -rf /var/lib/apt/lists/* \
+ && groupadd --gid 10001 nanochat \
+ && useradd --uid 10001 --gid 10001 --create-home --shell /bin/bash nanochat \
+ && install -d -o 10001 -g 10001 /data
+COPY --from=deps /opt/venv /opt/venv
+COPY --from=app /opt/app /opt/venv
+COPY images/tools/sbom.py /usr/share/nanochat/sbom.py
+ARG VERSION=0.1.0
+ARG SOURCE_DATE_EPOCH=
+RUN /opt/venv/bin/python /usr/share/nanochat/sbom.py /usr/share/nanochat/sbom.json \
+      --name nanochat-serve --version "${VERSION}"
+# The root may be read-only: whatever is written at run time goes to /tmp, the home or the volume.
+ENV PATH=/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+    HOME=/home/nanochat \
+    NANOCHAT_HOME=/data \
+    XDG_CACHE_HOME=/tmp/cache \
+    RAY_USAGE_STATS_ENABLED=0 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+ARG REVISION=unknown
+ARG CREATED=
+LABEL org.opencontainers.image.title="nanochat serve" \
+      org.opencontainers.image.description="The OpenAI-compatible server of nanochat models, with and without Ray Serve" \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.created="${CREATED}"
+WORKDIR /tmp
+EXPOSE 8000
+USER 10001:10001
+ENTRYPOINT ["tini", "--"]
+CMD ["nanochat", "serve", "--host", "0.0.0.0", "--port", "8000"]

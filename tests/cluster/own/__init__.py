@@ -1,0 +1,1 @@
+"""The repository's own images as the test cluster runs them."""
