@@ -124,7 +124,11 @@ def test_each_account_has_its_rights_and_no_others(build):
         assert {verb for g, r, verb in submit if (g, r) == (group, plural)} == needed
     guard = rules(found["Role", "nanochat-guard"])
     assert guard == {("coordination.k8s.io", "leases", "get"), *((g, p, "delete") for g, p in kinds)}
-    assert rules(found["Role", "nanochat-pipeline"]) == {("argoproj.io", "workflows", "get")}
+    assert rules(found["Role", "nanochat-pipeline"]) == {
+        ("argoproj.io", "workflows", "get"),
+        ("", "pods", "get"),
+        ("", "pods", "patch"),
+    }
 
 
 def test_only_the_submitter_gets_a_token_by_itself(build):
@@ -162,6 +166,10 @@ def selects(selector, marks):
         ),
         (app_labels("submit"), {"allow-dns", "allow-submit"}),
         ({"workflows.argoproj.io/workflow": "speedrun-x"}, {"allow-dns", "allow-pipeline"}),
+        (
+            app_labels("pipeline") | {names.STAGE: "data", "workflows.argoproj.io/workflow": "speedrun-x"},
+            {"allow-dns", "allow-pipeline"},
+        ),
         (app_labels("serve"), {"allow-dns"}),
     ],
 )
@@ -194,6 +202,9 @@ def test_the_overlays_change_what_they_say(build):
     assert ("Namespace", "nanochat") not in kfp
     for policy in policies(kfp).values():
         assert policy["podSelector"].get("matchLabels"), "it would cut off Kubeflow Pipelines' own pods"
+    step = app_labels("pipeline") | {"workflows.argoproj.io/workflow": "speedrun-x"}
+    found = {name for name, policy in policies(kfp).items() if selects(policy["podSelector"], step)}
+    assert found == {"default-deny", "allow-dns", "allow-pipeline"}
 
 
 @pytest.mark.parametrize("name", SPECS)
