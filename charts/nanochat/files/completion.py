@@ -1,3 +1,4 @@
+# ruff: noqa: INP001, S310
 """What `helm test` runs: one real completion, whole and streamed. Standard library only."""
 
 import json
@@ -20,8 +21,8 @@ def call(path, body=None, key=KEY):
     if key:
         headers["authorization"] = f"Bearer {key}"
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(URL + path, data=data, headers=headers)  # noqa: S310: the chart's own URL
-    return urllib.request.urlopen(request, timeout=max(1.0, DEADLINE - time.monotonic()))  # noqa: S310
+    request = urllib.request.Request(URL + path, data=data, headers=headers)
+    return urllib.request.urlopen(request, timeout=max(1.0, DEADLINE - time.monotonic()))
 
 
 def wait_until_ready():
@@ -69,10 +70,12 @@ if os.environ["LOCKED"]:
     if not KEY:
         print("no completion was tried: test.apiKeySecret names no Secret with a key")
         sys.exit()
-ask = {"model": MODEL, "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 64, "temperature": 0}
+messages = [{"role": "user", "content": PROMPT}]
+ask = {"model": MODEL, "messages": messages, "max_tokens": 64, "temperature": 0}
 answer = json.load(call("/v1/chat/completions", ask))
-if answer["usage"]["completion_tokens"] < 1 or answer["choices"][0]["finish_reason"] not in ("stop", "length"):
+(choice,) = answer["choices"]
+if answer["usage"]["completion_tokens"] < 1 or choice["finish_reason"] not in ("stop", "length"):
     sys.exit(f"this is no completion: {answer}")
 streamed(ask)
 print(f"{answer['model']} was asked: {PROMPT}")
-print(f"{answer['model']} answered, whole and streamed: {answer['choices'][0]['message']['content']!r}")
+print(f"{answer['model']} answered, whole and streamed: {choice['message']['content']!r}")

@@ -89,9 +89,7 @@ annotations:
 {{- end -}}
 
 {{- define "nanochat.keysFile" -}}
-{{- range .Values.apiKeys.hashes }}
-{{ . }}
-{{- end }}
+{{- join "\n" .Values.apiKeys.hashes -}}
 {{- end -}}
 
 {{- define "nanochat.keysSecret" -}}

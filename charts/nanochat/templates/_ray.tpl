@@ -9,6 +9,10 @@
   value: {{ .Values.ray.drainSeconds | quote }}
 - name: RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S
   value: {{ add .Values.server.graceSeconds 30 | quote }}
+- name: RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS
+  value: "1"
+- name: RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S
+  value: "30"
 - name: RAY_USAGE_STATS_ENABLED
   value: "0"
 {{- end -}}
