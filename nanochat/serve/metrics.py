@@ -103,6 +103,12 @@ class Metrics:
         self.tool_calls = Counter(
             "nanochat_tool_calls", "Uses of the calculator by the model", ["outcome"], registry=self.registry
         )
+        self.swaps = Counter(
+            "nanochat_model_swaps",
+            "Changes of the model while the server ran",
+            ["outcome"],
+            registry=self.registry,
+        )
         self._children: dict[tuple[str, int], tuple[Any, Any]] = {}
 
     def follow(self, engine: Engine, serving: Serving, model_id: str) -> None:

@@ -106,12 +106,19 @@ class Replica:
             self._old, self._live = self._live, _Live(offer, metrics)
             log.info("event=model model=%s seconds=%.2f", self.model_id, self._timer() - begun)
             if self._old is not None:
+                self._live.context.metrics.swaps.labels("taken").inc()
                 self._retiring = asyncio.create_task(self._retire())
 
     def refuse(self, reason: str) -> None:
-        """Let /ready tell why the present model was not replaced; the next swap clears it."""
+        """Tell by /ready and the metrics why the present model was not replaced."""
         if self._live is not None:
             self._live.context.serving.refused = reason
+            self._live.context.metrics.swaps.labels("refused").inc()
+
+    def settle(self) -> None:
+        """Take back a refusal: the present model is the one that is wanted."""
+        if self._live is not None:
+            self._live.context.serving.refused = None
 
     def stuck_for(self) -> float:
         """Return the seconds that work has waited without an engine step, 0 when all is well."""
