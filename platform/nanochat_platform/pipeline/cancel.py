@@ -10,13 +10,12 @@ from __future__ import annotations
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from nanochat.errors import NanochatError
 from nanochat.files import read_json, write_json
 from nanochat_platform.kube import access
 from nanochat_platform.kube.names import KINDS, lease_name, selector
-from nanochat_platform.kube.resources import LEASES, Resource, of_kind
+from nanochat_platform.kube.resources import LEASES, Resource, name_of, of_kind
 from nanochat_platform.kube.transport import Transport, Unreachable
 
 _GONE = (200, 202, 404)
@@ -91,10 +90,4 @@ def cancel(state: State, *, timeout_s: float, transport: Transport | None = None
 def _names(transport: Transport, jobs: Resource, state: State, timeout_s: float) -> list[str]:
     query = {"labelSelector": selector(state.run, state.stage)}
     answer = transport.request("GET", jobs.path(state.namespace), query=query, timeout_s=timeout_s)
-    items = answer.json().get("items") or []
-    return [item["metadata"]["name"] for item in items if not _finished(state.kind, item)]
-
-
-def _finished(kind: str, job: dict[str, Any]) -> bool:
-    """A finished attempt stays: its record of what happened is worth more than the empty space."""
-    return KINDS[kind].phase(job).finished
+    return [name_of(item) for item in answer.json().get("items") or []]

@@ -20,7 +20,7 @@ from nanochat.report import facts
 from nanochat.report.collect import scores
 from nanochat.report.markdown import table
 from nanochat.run.reason import flat_numbers
-from nanochat.run.record import Record
+from nanochat.run.record import Record, missing_output
 from nanochat.settings import Home
 
 _STORES = {"gs://": "/gcs/", "minio://": "/minio/", "s3://": "/s3/"}
@@ -46,6 +46,7 @@ def local_path(uri: str) -> Path:
 
 
 def wait_for_record(
+    home: Home,
     stage_dir: Path,
     expected: str | None = None,
     *,
@@ -56,17 +57,23 @@ def wait_for_record(
     """Return the completion record of a stage, the one with hash `expected` where that is known.
 
     Raises:
-        DataError: it does not appear on this volume in `patience_s` seconds, or is damaged.
+        DataError: it or one of its outputs does not appear on this volume in `patience_s` seconds, or it
+            is damaged.
     """
     deadline = clock() + patience_s
     while True:
         record = Record.load(stage_dir)
-        if record is not None and expected in (None, record.hash):
-            return record
+        if record is None:
+            problem: str | None = f"`{stage_dir}` has no record"
+        elif expected not in (None, record.hash):
+            problem = f"`{stage_dir}` has the record of another result"
+        else:
+            problem = missing_output(record, home)
+            if problem is None:
+                return record
         if clock() >= deadline:
-            found = "holds the record of another result" if record is not None else "has no record"
             raise DataError(
-                f"the stage is done, but `{stage_dir}` {found}",
+                f"the stage is done, but {problem}",
                 hint="is the step's `claim` the volume that the training pods write to?",
             )
         wait(1.0)

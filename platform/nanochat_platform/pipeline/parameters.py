@@ -57,6 +57,7 @@ class Parameters(Frozen):
     deadline_minutes: float = Field(0.0, ge=0, description="Minutes of an attempt at most; 0: no limit.")
     budget_usd: float = Field(0.0, ge=0, description="Refuse a plan that costs more; 0: no limit.")
     max_attempts: int = Field(5, ge=1, description="Attempts at a stage whose pods were lost.")
+    wait_for_nodes: bool = Field(False, description="Do not refuse where an autoscaler must bring the nodes.")
     node_selector: dict[str, str] = Field({}, description="Labels of the nodes that train.")
     tolerations: list[dict[str, Any]] = Field([], description="Tolerations of the training pods.")
     env: dict[str, str] = Field({}, description="Further environment variables of the training pods.")

@@ -9,11 +9,10 @@ import contextlib
 import os
 import socket
 from dataclasses import dataclass
-from typing import Any
 
 from nanochat.errors import UnavailableError
 from nanochat_platform.kube.names import CAUSE
-from nanochat_platform.kube.resources import PODS, Resource
+from nanochat_platform.kube.resources import PODS, Resource, label_of, meta
 from nanochat_platform.kube.transport import Transport, Unreachable
 
 WORKFLOWS = Resource("argoproj.io", "v1alpha1", "workflows")
@@ -24,11 +23,12 @@ _MERGE = "application/merge-patch+json"
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """This step's pod; `workflow` is an owner reference, None where there is none or it may not be read."""
+    """This step's pod."""
 
     namespace: str
     name: str
-    workflow: dict[str, Any] | None = None
+    workflow: str | None = None
+    """Its Workflow as `apiVersion/Kind/name/uid`; None where there is none or it may not be read."""
     transport: Transport | None = None
 
     @classmethod
@@ -50,8 +50,10 @@ class Pod:
         """Note on the pod why the step failed; what is not allowed to is not done."""
         if self.transport is not None:
             note = {"metadata": {"annotations": {CAUSE: message}}}
+            # A connection of its own: the other one belongs to the handler of stop signals.
+            own = Transport(self.transport.access)
             with contextlib.suppress(Unreachable):
-                self.transport.request(
+                own.request(
                     "PATCH",
                     PODS.path(self.namespace, self.name),
                     body=note,
@@ -60,21 +62,18 @@ class Pod:
                 )
 
 
-def _workflow(transport: Transport, namespace: str, name: str) -> dict[str, Any] | None:
-    """Return the owner reference of a pod's Workflow: the pod's own owner, else by its label."""
+def _workflow(transport: Transport, namespace: str, name: str) -> str | None:
+    """Return a pod's Workflow: the pod's own owner, else by its label."""
     try:
-        pod = transport.request("GET", PODS.path(namespace, name), timeout_s=_TIMEOUT_S)
-        metadata = pod.json().get("metadata") or {}
-        for owner in metadata.get("ownerReferences") or []:
+        pod = transport.request("GET", PODS.path(namespace, name), timeout_s=_TIMEOUT_S).json()
+        for owner in meta(pod, "ownerReferences", []):
             if owner.get("kind") == "Workflow":
-                return {key: owner[key] for key in ("apiVersion", "kind", "name", "uid")}
-        workflow = (metadata.get("labels") or {}).get(_WORKFLOW_LABEL)
-        if workflow is None:
+                return "/".join(owner[key] for key in ("apiVersion", "kind", "name", "uid"))
+        workflow = label_of(pod, _WORKFLOW_LABEL)
+        if not workflow:
             return None
-        found = transport.request("GET", WORKFLOWS.path(namespace, workflow), timeout_s=_TIMEOUT_S)
-        uid = (found.json().get("metadata") or {}).get("uid")
+        found = transport.request("GET", WORKFLOWS.path(namespace, workflow), timeout_s=_TIMEOUT_S).json()
     except Unreachable:
         return None
-    if uid is None:
-        return None
-    return {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": workflow, "uid": uid}
+    uid = meta(found, "uid")
+    return f"{WORKFLOWS.group}/{WORKFLOWS.version}/Workflow/{workflow}/{uid}" if uid else None

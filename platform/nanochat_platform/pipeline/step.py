@@ -28,7 +28,6 @@ from nanochat.files import no_permission, write_json
 from nanochat.run.reason import LastWords, write_last_words
 from nanochat.run.signals import interrupted
 from nanochat.run.stage import stage as find_stage
-from nanochat_platform.kube.names import lease_name
 from nanochat_platform.pipeline.cancel import State, cancel, connect
 from nanochat_platform.pipeline.child import Child
 from nanochat_platform.pipeline.outputs import wait_for_record, write_outputs
@@ -123,7 +122,7 @@ def tell_outputs(
         StorageError: a file cannot be written.
     """
     home, run = settings.home(), parameters.run_name
-    record = wait_for_record(home.stage(run, stage), expected)
+    record = wait_for_record(home, home.stage(run, stage), expected)
     write_outputs(executor_input, home, record, run=run, claim=parameters.claim)
 
 
@@ -177,11 +176,12 @@ class Submission:
         """Write the run's spec below `folder`; returns the command that submits the stage."""
         spec = folder / "run.yaml"
         write_json(spec, self.parameters.run_spec(self._pod.namespace))  # JSON is YAML
-        command = [*CLI, "submit", "--spec", str(spec), "--stage", self.stage, "--json"]
-        command += ["--lease", lease_name(self.state.run, self.stage)]
+        command = [*CLI, "submit", "--spec", str(spec), "--stage", self.stage, "--lease", "--json"]
         owner = self._pod.workflow
         if owner is not None and self.state.namespace == self._pod.namespace:
-            command += ["--owner", json.dumps(owner)]  # an owner in another namespace would delete the job
+            command += ["--owner", owner]  # an owner in another namespace would end the job at once
+        if self.parameters.wait_for_nodes:
+            command.append("--wait-for-nodes")
         return command
 
     def _hear(self, line: str) -> None:
