@@ -1,6 +1,6 @@
 # Two commands matter: `make speedrun` (from real text to your own chat) and `make test`.
 .DEFAULT_GOAL := help
-.PHONY: help setup speedrun smoke test lint bench wheels lock clean
+.PHONY: help setup speedrun smoke test test-cluster lint bench wheels lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -16,6 +16,9 @@ smoke: setup ## the whole speedrun on generated text, without network, in under 
 
 test: setup ## unit and integration tests
 	@.venv/bin/python -m pytest
+
+test-cluster: setup ## the same on a real Kubernetes, built and started here (root; or NANOCHAT_TEST_KUBECONFIG)
+	@.venv/bin/python -m pytest -m cluster tests/cluster
 
 lint: setup ## format, lint, types, import contracts, clippy
 	@.venv/bin/ruff format --check .

@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import pytest
+
 from . import build, images, operators
-from .access import Access, Volume
+from .access import SPECS, Access, Volume
 from .certificates import Authority
 from .components import CONTAINERD, Component, Components, answers, dns_access
 from .host import HarnessError, cache_root, locked, need_packages, need_root, poll, rung, say
@@ -111,7 +113,6 @@ class Cluster(Access):
             self._await(component)
         self.wait("node/node1", for_="condition=Ready")
         self.node_ready_s = time.monotonic() - started
-        self.import_image(images.base_image())
         self.tiers.append("node")
 
     def _spawn(self, component: Component) -> None:
@@ -187,6 +188,27 @@ class Cluster(Access):
 
     # Operators
 
+    def crds(self, *plurals: str) -> None:
+        """Install CRDs from the specifications beside the checkout; skips the test where there are none."""
+        if not SPECS.is_dir():
+            pytest.skip("no ../shared/specs")
+        present = self.crd_names()
+        missing = [name for name in plurals if not any(crd.startswith(f"{name}.") for crd in present)]
+        files = [next(SPECS.glob(f"*_{plural}.v*.yaml")) for plural in missing]
+        self._install_crds("\n---\n".join(file.read_text() for file in files))
+
+    def _install_crds(self, crds: str) -> None:
+        if not crds:
+            return
+        names = self.apply(crds)
+
+        def served() -> bool:
+            # `kubectl wait` ends with an error while there are no conditions at all.
+            listed = self.items(*names) if len(names) > 1 else [self.get(*names)]
+            return all(_condition(crd, "Established") for crd in listed)
+
+        poll(f"{', '.join(names)} to be served", served, timeout=30)
+
     def start_operator(self, name: str) -> None:
         """Run an operator of `OPERATORS` and those it needs, its CRDs, accounts and webhook installed."""
         operator = OPERATORS[name]
@@ -196,13 +218,9 @@ class Cluster(Access):
             self.start_operator(needed)
         with rung(f"operator {name}"):
             self.crds(*operator.crds)
-            if crd := operators.own_crd(operator):
-                self.wait(*self.apply(crd), for_="condition=Established")
+            self._install_crds(operators.own_crd(operator))
             self.apply(operators.objects(operator, self.slot.node_ip))
-            user = f"system:serviceaccount:{operator.namespace}:{operator.account}"
-            kubeconfig = self._authority.kubeconfig(
-                name, self._description.server, user, "system:serviceaccounts"
-            )
+            kubeconfig = self.account_kubeconfig(operator.namespace, operator.account)
             settings = self.sandbox.state / "settings"
             command = operators.command(operator, kubeconfig, self.slot.node_ip, settings)
             private = ("/usr/bin/unshare", "--mount", "/bin/sh", "-c", PRIVATE_TMP, "sh")
@@ -299,6 +317,11 @@ class Cluster(Access):
         folder = self.sandbox.state / "scratch"
         folder.mkdir(exist_ok=True)
         return folder
+
+
+def _condition(crd: dict[str, Any], wanted: str) -> bool:
+    conditions = crd.get("status", {}).get("conditions") or []
+    return any((entry["type"], entry["status"]) == (wanted, "True") for entry in conditions)
 
 
 def _storage_class() -> dict[str, Any]:

@@ -40,9 +40,17 @@ class HarnessError(RuntimeError):
     """The test cluster cannot be built or run here; the message says why and what to do."""
 
 
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+emit: Callable[[str], None] = _to_stderr
+"""Where lines of progress go; conftest leads them past pytest's capture."""
+
+
 def say(text: str) -> None:
-    """Print a line of progress past pytest's capture."""
-    print(text, file=sys.__stderr__, flush=True)
+    """Print a line of progress."""
+    emit(text)
 
 
 @contextlib.contextmanager

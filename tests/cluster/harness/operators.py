@@ -180,8 +180,8 @@ def command(operator: Operator, kubeconfig: Path, node_ip: str, settings: Path) 
     return [*base, f"--config={path}"]
 
 
-def _rendered(operator: Operator) -> list[dict[str, Any]]:
-    """Return the objects of the operator's release, rendered once into the cache."""
+def _release(operator: Operator) -> Path:
+    """Return the folder with the manifests of the operator's release, rendered once into the cache."""
     version = build.module_version(operator.program, operator.module)
     wanted: dict[str, Any] = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
@@ -203,15 +203,12 @@ def _rendered(operator: Operator) -> list[dict[str, Any]]:
         if operator.own_crd:
             shutil.copyfile(source / operator.own_crd, folder / "crd.yaml")
 
-    return load((cached(f"manifests-{operator.name}", key, make) / "objects.yaml").read_text())
+    return cached(f"manifests-{operator.name}", key, make)
 
 
-def own_crd(operator: Operator) -> list[dict[str, Any]]:
-    """Return the CRD that comes from the operator's module, if one does."""
-    if operator.own_crd is None:
-        return []
-    source = build.module_folder(operator.program, operator.module)
-    return load((source / operator.own_crd).read_text())
+def own_crd(operator: Operator) -> str:
+    """Return the CRD that comes from the operator's module; empty where it comes from elsewhere."""
+    return (_release(operator) / "crd.yaml").read_text() if operator.own_crd else ""
 
 
 def objects(operator: Operator, node_ip: str) -> list[dict[str, Any]]:
@@ -223,7 +220,7 @@ def objects(operator: Operator, node_ip: str) -> list[dict[str, Any]]:
     }
     kept = [
         document
-        for document in _rendered(operator)
+        for document in load((_release(operator) / "objects.yaml").read_text())
         if document["kind"] not in (*LEFT_OUT, "Namespace", "Service", "Secret")
     ]
     if operator.webhook is None:

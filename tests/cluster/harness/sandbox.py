@@ -174,15 +174,21 @@ class Sandbox:
         return self.processes[name]
 
     def pids(self) -> list[int]:
-        """Return every process inside."""
+        """Return every process inside, those of containers too, which have namespaces of their own."""
         mine = os.readlink(f"/proc/{self.init}/ns/pid")
         found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                with contextlib.suppress(OSError):
-                    if os.readlink(entry / "ns/pid") == mine:
-                        found.append(int(entry.name))
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if os.readlink(entry / "ns/pid") == mine:
+                    found.append(int(entry.name))
+        for pid in found:
+            found += [child for child in children(pid) if child not in found]
         return found
+
+    @property
+    def guard_pid(self) -> int | None:
+        """The process outside that cleans up, whatever becomes of this one."""
+        return self._guard.pid if self._guard else None
 
     def stop(self) -> None:
         """Kill everything inside and return when nothing of it is left."""

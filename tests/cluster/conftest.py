@@ -1,0 +1,95 @@
+"""One real cluster for all of `tests/cluster`: built, started once, torn down.
+
+With `NANOCHAT_TEST_KUBECONFIG` the same fixtures give the user's cluster.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.harness import host
+from tests.cluster.harness.access import Access
+from tests.cluster.harness.cluster import Cluster
+from tests.cluster.harness.images import base_image
+from tests.cluster.harness.users import UsersCluster
+
+HERE = Path(__file__).parent
+LIMIT_S = 300  # of a test alone: starting the cluster may have to build Kubernetes first
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    capture = config.pluginmanager.getplugin("capturemanager")
+    if capture is None:
+        return
+
+    def emit(text: str) -> None:
+        with capture.global_and_fixture_disabled():
+            print(f"\n{text}", end="", flush=True)
+
+    host.emit = emit
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the control plane first: they want pods to stay Pending, and the node comes on top later."""
+    for item in items:
+        if HERE in item.path.parents and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(LIMIT_S, func_only=True))
+    items.sort(key=lambda item: HERE in item.path.parents and "cluster" in getattr(item, "fixturenames", ()))
+
+
+@pytest.fixture(scope="session")
+def control_plane() -> Iterator[Access]:
+    """A cluster whose API, controllers and scheduler run; `cluster` adds the node."""
+    if kubeconfig := os.environ.get("NANOCHAT_TEST_KUBECONFIG"):
+        with UsersCluster(Path(kubeconfig), os.environ.get("NANOCHAT_TEST_STORAGE_CLASS")) as users:
+            yield users
+        return
+    with Cluster() as cluster:
+        cluster.start("control-plane")
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def cluster(control_plane: Access) -> Access:
+    """The same cluster with a node, and the base image on it."""
+    if isinstance(control_plane, Cluster):
+        control_plane.start("node")
+        control_plane.import_image(base_image())
+    return control_plane
+
+
+@pytest.fixture(scope="session")
+def own(control_plane: Access) -> Cluster:
+    """The cluster as its owner has it: components may be killed, memory measured, images imported."""
+    if not isinstance(control_plane, Cluster):
+        pytest.skip("needs the test cluster of this repository, not the one of NANOCHAT_TEST_KUBECONFIG")
+    return control_plane
+
+
+@pytest.fixture(scope="session")
+def training_operator(control_plane: Access) -> None:
+    """The training operator reconciles PyTorchJobs, and its webhook judges them."""
+    control_plane.start_operator("training-operator")
+
+
+@pytest.fixture(scope="session")
+def kuberay(control_plane: Access) -> None:
+    """The KubeRay operator reconciles RayServices."""
+    control_plane.start_operator("kuberay")
+
+
+@pytest.fixture(scope="session")
+def trainer(control_plane: Access) -> None:
+    """Trainer v2 reconciles TrainJobs into JobSets, and JobSet's controller those into Jobs."""
+    control_plane.start_operator("trainer")
+
+
+@pytest.fixture
+def namespace(control_plane: Access) -> Iterator[str]:
+    """A namespace of this test alone, Pod Security `restricted`."""
+    with control_plane.namespace() as name:
+        yield name
