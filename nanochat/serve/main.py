@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import uvicorn
 from fastapi import FastAPI
@@ -27,6 +27,8 @@ from nanochat.serve.limits import Limits
 from nanochat.serve.protocol import limited
 
 if TYPE_CHECKING:
+    from nanochat.serve.keys import Keys
+    from nanochat.serve.loading import Loaded
     from nanochat.settings import Home
 
 log = logging.getLogger(__name__)
@@ -186,6 +188,7 @@ def run_server(
     *,
     run: str,
     model: str | None = None,
+    name: str | None = None,
     host: str = DEFAULT_HOST,
     port: int = DEFAULT_PORT,
     api_keys: Path | None = None,
@@ -197,6 +200,8 @@ def run_server(
     out: TextIO = sys.stdout,
 ) -> None:
     """Serve `model`, or a run's newest chat model (else its newest model), until a signal, then drain.
+
+    `name` is what clients may call the model whatever its id is.
 
     Raises:
         TakenError: the port is in use.
@@ -210,7 +215,8 @@ def run_server(
     _check_times(grace_s, lame_duck_s)
     address = bind(host, port)
     try:
-        app = _load_app(home, run=run, model=model, keys=keys, max_running=max_running, limits=limits)
+        loaded = _load(home, run=run, model=model, max_running=max_running)
+        app = _app(loaded, name=name, keys=keys, limits=limits)
         if keys is None and host not in ("127.0.0.1", "::1", "localhost"):
             log.warning(
                 'event=open host=%s hint="anyone who reaches this port can use it: add --api-keys FILE"', host
@@ -236,16 +242,24 @@ def _log_to_stderr() -> None:
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
 
 
-def _load_app(
-    home: Home, *, run: str, model: str | None, keys: Any, max_running: int, limits: Limits | None
-) -> FastAPI:
-    from nanochat.serve.app import create_app
+def _load(home: Home, *, run: str, model: str | None, max_running: int) -> Loaded:
     from nanochat.serve.loading import load_engine
 
     begun = time.monotonic()
     loaded = load_engine(home, run=run, model=model, max_running=max_running)
-    app = create_app(
-        loaded.engine, loaded.prompts, model_id=loaded.id, created=loaded.created, keys=keys, limits=limits
-    )
     log.info("event=warm model=%s seconds=%.2f", loaded.id, time.monotonic() - begun)
-    return app
+    return loaded
+
+
+def _app(loaded: Loaded, *, name: str | None, keys: Keys | None, limits: Limits | None) -> FastAPI:
+    from nanochat.serve.app import create_app
+
+    return create_app(
+        loaded.engine,
+        loaded.prompts,
+        model_id=loaded.id,
+        created=loaded.created,
+        keys=keys,
+        limits=limits,
+        aliases=() if name is None else (name,),
+    )

@@ -72,7 +72,7 @@ def run(home, *arguments):
 
 @pytest.fixture(scope="module")
 def api(home):
-    line = command("serve", "--run", "r", "--port", "0", "--json")
+    line = command("serve", "--run", "r", "--name", "nick", "--port", "0", "--json")
     with subprocess.Popen(line, env=environment(home), stdout=subprocess.PIPE, text=True) as process:
         told = json.loads(process.stdout.readline())
         assert told["model"] == "r/chat_sft-7"
@@ -133,6 +133,13 @@ def test_the_model_of_a_run_has_a_name_with_a_slash(api):
     assert api.get("/v1/models").json()["data"][0]["id"] == "r/chat_sft-7"
     assert api.get("/v1/models/r/chat_sft-7").status_code == 200
     assert api.get("/v1/models/r%2Fchat_sft-7").status_code == 200
+
+
+def test_the_model_answers_to_the_name_it_was_given_and_to_its_own(api):
+    answers = [chat(api, model=name, temperature=0).json() for name in ("nick", "r/chat_sft-7")]
+    assert [answer["model"] for answer in answers] == ["r/chat_sft-7"] * 2
+    assert answers[0]["choices"] == answers[1]["choices"]
+    assert chat(api, model="nik").status_code == 404
 
 
 def test_text_completions_start_a_document(api):

@@ -19,6 +19,10 @@ Model = Annotated[
     str | None,
     typer.Option("--model", metavar="MODEL", help="RUN/STAGE-STEP or a model's folder, instead of --run."),
 ]
+Name = Annotated[
+    str | None,
+    typer.Option("--name", metavar="NAME", help="What clients may call the model whatever its id is."),
+]
 Grace = Annotated[
     float, typer.Option("--grace-s", metavar="S", help="Seconds that running requests have after SIGTERM.")
 ]
@@ -38,6 +42,7 @@ def serve(
     *,
     run: o.Run = None,
     model: Model = None,
+    name: Name = None,
     host: Host = "127.0.0.1",
     port: Port = 8000,
     api_keys: ApiKeys = None,
@@ -58,6 +63,7 @@ def serve(
         settings.home(),
         run=run or DEFAULT_PRESET,
         model=model,
+        name=name,
         host=host,
         port=port,
         api_keys=api_keys,
