@@ -1,8 +1,8 @@
 """Install what one image needs into a virtual environment, every file checked against requirements.lock.
 
 The lock is the only list of versions and hashes: uv resolves the extras of pyproject.toml under it, and a
-distribution that the lock lacks, or whose hash differs, stops the build. Runs in a build stage with the system's
-Python alone; knows nothing of what the image is for.
+distribution that the lock lacks, or whose hash differs, stops the build. Runs in a build stage with the
+system's Python alone; knows nothing of what the image is for.
 
     python3 images/tools/install.py /opt/venv --extra train --variant cuda
 """
@@ -18,10 +18,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-# Whom the downloads trust: the builder's bundle (`--secret id=ca,src=FILE`: mounted during one RUN, in no layer), else
-# the system's, which a base image may have extended.
+# Whom the downloads trust: the builder's bundle (`--secret id=ca,src=FILE`: there during one RUN, in no
+# layer), else the system's, which a base image may have extended.
 TRUSTED = (Path("/run/secrets/ca"), Path("/etc/ssl/certs/ca-certificates.crt"))
-ALWAYS_LEFT_OUT = ("nanochat-rustbpe",)  # ours, from dist/
+OURS = "nanochat-rustbpe"  # from dist/, not from an index
 
 
 class BuildError(Exception):
@@ -56,11 +56,10 @@ def torch_pin(lock: str, sha256: str) -> str:
     digits = sha256.removeprefix("sha256:")
     if not re.fullmatch(r"[0-9a-f]{64}", digits):
         raise BuildError(
-            f"TORCH_INDEX_URL needs TORCH_SHA256, the hash of that index's wheel; got {sha256!r} "
-            "(`pip download --no-deps torch==... --index-url ...`, then `pip hash FILE`)"
+            f"TORCH_INDEX_URL needs TORCH_SHA256, the hash of that index's wheel, and got {sha256!r}: "
+            "take it from the index's page, or from `pip download --no-deps` and `pip hash`"
         )
-    version = pin(lock, "torch").split()[0]
-    return f"{version} --hash=sha256:{digits}\n"
+    return f"{pin(lock, 'torch').split()[0]} --hash=sha256:{digits}"
 
 
 def left_out(lock: str, variant: str, exclude: Sequence[str]) -> list[str]:
@@ -69,21 +68,31 @@ def left_out(lock: str, variant: str, exclude: Sequence[str]) -> list[str]:
     Raises:
         BuildError: the variant is unknown, or a pattern matches nothing in the lock.
     """
-    if variant not in ("cpu", "cuda", ""):
-        raise BuildError(f"VARIANT is 'cpu' or 'cuda', got {variant!r}")
+    if variant not in ("", "cpu", "cuda"):
+        raise BuildError(f"VARIANT is `cpu` or `cuda`, not {variant!r}")
     names = [name for name, _ in locked(lock)]
-    found = [*ALWAYS_LEFT_OUT, *(["triton"] if variant == "cpu" else [])]
+    found = {OURS, *(["triton"] if variant == "cpu" else [])}
     for pattern in exclude:
         prefix = pattern.removesuffix("*")
         hits = [n for n in names if n == pattern or (prefix != pattern and n.startswith(prefix))]
         if not hits:
             raise BuildError(f"EXCLUDE names {pattern!r}, which requirements.lock does not have")
-        found += hits
-    return sorted(set(found))
+        found.update(hits)
+    return sorted(found)
 
 
-def install(venv: Path, work: Path, asked: argparse.Namespace) -> None:
-    """Make the environment.
+def environment(index_url: str) -> dict[str, str]:
+    """Return the environment of pip and uv: whom they trust, which index they ask."""
+    env = {**os.environ, "UV_LINK_MODE": "copy", "UV_SYSTEM_CERTS": "true", "PIP_ROOT_USER_ACTION": "ignore"}
+    if bundle := next((str(path) for path in TRUSTED if path.is_file()), None):
+        env |= {"PIP_CERT": bundle, "SSL_CERT_FILE": bundle}
+    if index_url:
+        env |= {"PIP_INDEX_URL": index_url, "UV_DEFAULT_INDEX": index_url}
+    return env
+
+
+def install(work: Path, asked: argparse.Namespace) -> None:
+    """Make the environment; `work` is an empty folder.
 
     Raises:
         BuildError: a build argument is wrong.
@@ -91,42 +100,41 @@ def install(venv: Path, work: Path, asked: argparse.Namespace) -> None:
     """
     lock = asked.lock.read_text(encoding="utf-8")
     without = left_out(lock, asked.variant, asked.exclude)
-    env = {**os.environ, "UV_LINK_MODE": "copy", "UV_SYSTEM_CERTS": "true", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    if bundle := next((path for path in TRUSTED if path.is_file()), None):
-        env |= {"PIP_CERT": str(bundle), "SSL_CERT_FILE": str(bundle)}
-    if asked.index_url:
-        env |= {"PIP_INDEX_URL": asked.index_url, "UV_DEFAULT_INDEX": asked.index_url}
+    env = environment(asked.index_url)
 
     def run(*command: str | Path) -> None:
-        subprocess.run([str(part) for part in command], check=True, env=env)  # noqa: S603
+        subprocess.run([str(part) for part in command], check=True, env=env)
 
     def write(name: str, text: str) -> Path:
-        (work / name).write_text(text, encoding="utf-8")
+        (work / name).write_text(text + "\n", encoding="utf-8")
         return work / name
 
     run(sys.executable, "-m", "venv", work / "boot")
-    pip = (work / "boot/bin/python", "-m", "pip")
-    uv = work / "boot/bin/uv"
-    run(*pip, "install", "--quiet", "--require-hashes", "--only-binary=:all:", "-r", write("uv.txt", pin(lock, "uv")))
+    pip = (work / "boot/bin/python", "-m", "pip", "--disable-pip-version-check", "--quiet")
+    hashed = ("--require-hashes", "--only-binary=:all:")
+    run(*pip, "install", *hashed, "-r", write("uv.txt", pin(lock, "uv")))
 
-    given: list[str] = []
+    torch = ""
     if asked.torch_index_url:
-        wheels = work / "torch"
-        source = write("torch.txt", torch_pin(lock, asked.torch_sha256))
-        run(*pip, "download", "--quiet", "--no-deps", "--require-hashes", "--only-binary=:all:",
-            "--index-url", asked.torch_index_url, "-d", wheels, "-r", source)  # fmt: skip
-        (wheel,) = wheels.iterdir()
-        given.append(f"torch @ {wheel.as_uri()} --hash={source.read_text().split('--hash=')[1].strip()}")
+        wanted = torch_pin(lock, asked.torch_sha256)
+        source = ("--index-url", asked.torch_index_url, "-r", write("torch.txt", wanted))
+        run(*pip, "download", "--no-deps", *hashed, "-d", work / "torch", *source)
+        (wheel,) = (work / "torch").iterdir()
+        torch = f"torch @ {wheel.as_uri()} {wanted.split()[1]}"
     elif asked.variant == "cpu" and not asked.exclude:
-        say("torch comes from the lock with its CUDA libraries (4 GB); TORCH_INDEX_URL gives the CPU build")
+        say("torch is the lock's, with 3 GB of CUDA libraries; TORCH_INDEX_URL gives the CPU build")
 
-    run(uv, "venv", "--quiet", "--no-project", "--python", sys.executable, venv)
     variant = f" for {asked.variant}" if asked.variant else ""
     say(f"installing {', '.join(asked.extra)}{variant} from {asked.lock.name}, without {' '.join(without)}")
-    run(uv, "pip", "install", "--quiet", "--no-config", "--no-sources", "--no-build", "--python", venv / "bin/python",
-        "--require-hashes", "--constraints", asked.lock, "--excludes", write("excludes.txt", "\n".join(without)),
-        "-r", asked.project, *(part for extra in asked.extra for part in ("--extra", extra)),
-        "-r", write("given.txt", "\n".join(given)))  # fmt: skip
+    uv = (work / "boot/bin/uv", "--quiet", "--no-config")
+    run(*uv, "venv", "--no-project", "--python", sys.executable, asked.venv)
+    extras = [part for extra in asked.extra for part in ("--extra", extra)]
+    run(
+        *(*uv, "pip", "install", "--no-sources", "--no-build", "--python", asked.venv / "bin/python"),
+        *("--require-hashes", "--constraints", asked.lock),
+        *("--excludes", write("excludes.txt", "\n".join(without))),
+        *("-r", asked.project, *extras, "-r", write("given.txt", torch)),
+    )
 
 
 def say(text: str) -> None:
@@ -135,7 +143,7 @@ def say(text: str) -> None:
 
 
 def arguments() -> argparse.ArgumentParser:
-    """Return the parser; empty values are build arguments that were not given."""
+    """Return the parser; an empty value is a build argument that was not given."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("venv", type=Path)
     parser.add_argument("--extra", action="append", default=[], help="extra of pyproject.toml")
@@ -154,7 +162,7 @@ def main() -> int:
     asked = arguments().parse_args()
     try:
         with tempfile.TemporaryDirectory() as work:
-            install(asked.venv, Path(work), asked)
+            install(Path(work), asked)
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
         return 64

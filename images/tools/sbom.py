@@ -22,30 +22,34 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-DPKG = ("dpkg-query", "--show", "--showformat", "${Package}\t${Version}\t${Architecture}\t${source:Package}\n")
+DPKG_FORMAT = "${Package}\t${Version}\t${Architecture}\t${source:Package}\n"
+DPKG = ("dpkg-query", "--show", "--showformat", DPKG_FORMAT)
+
+
+def component(kind: str, name: str, version: str, **qualifiers: str) -> dict[str, Any]:
+    """Return a component with its package URL; the same in every field that names it."""
+    purl = f"pkg:{kind}/{quote(name, safe='')}@{quote(version, safe='')}"
+    if qualifiers:
+        purl += "?" + "&".join(f"{key}={value}" for key, value in sorted(qualifiers.items()))
+    return {"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl}
 
 
 def python_component(found: Distribution) -> dict[str, Any]:
     """Describe one installed distribution."""
     name = re.sub(r"[-_.]+", "-", found.metadata["Name"]).lower()
-    purl = f"pkg:pypi/{name}@{quote(found.version, safe='')}"
-    component = {"type": "library", "bom-ref": purl, "name": name, "version": found.version, "purl": purl}
-    expression = found.metadata.get("License-Expression")
-    if expression:
-        component["licenses"] = [{"expression": expression}]
-    return component
+    described = component("pypi", name, found.version)
+    if expression := found.metadata.json.get("license_expression"):
+        described["licenses"] = [{"expression": expression}]
+    return described
 
 
-def debian_component(line: str, distribution: str) -> dict[str, Any]:
+def debian_component(line: str, distro: str) -> dict[str, Any]:
     """Describe one Debian package from a line of dpkg-query."""
-    name, version, architecture, source = line.split("\t")
-    purl = (
-        f"pkg:deb/debian/{quote(name, safe='')}@{quote(version, safe='')}?arch={architecture}&distro={distribution}"
-    )
-    component: dict[str, Any] = {"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl}
+    name, version, arch, source = line.split("\t")
+    described = component("deb/debian", name, version, arch=arch, distro=distro)
     if source != name:
-        component["properties"] = [{"name": "debian:source", "value": source}]
-    return component
+        described["properties"] = [{"name": "debian:source", "value": source}]
+    return described
 
 
 def release() -> dict[str, str]:
@@ -60,8 +64,8 @@ def components() -> Iterator[dict[str, Any]]:
     yield from (found[name] for name in sorted(found))
     system = release()
     listed = subprocess.run(DPKG, check=True, capture_output=True, text=True).stdout.splitlines()
-    distribution = f"{system['ID']}-{system.get('VERSION_ID', 'unstable')}"
-    yield from (debian_component(line, distribution) for line in sorted(listed))
+    distro = f"{system['ID']}-{system.get('VERSION_ID', 'unstable')}"
+    yield from (debian_component(line, distro) for line in sorted(listed))
 
 
 def document(name: str, version: str, when: datetime) -> dict[str, Any]:

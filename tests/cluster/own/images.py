@@ -1,8 +1,8 @@
 """Our three images from their Dockerfiles, for the CPU, once per content of what goes in.
 
-PyTorch's wheel from the index wants 3 GB of NVIDIA libraries to be imported. Here, and only here, they are left out
-and a wheel of stubs (`tests/cluster/stubs`) enters beside our own two; the output says so, and so does the image's
-bill of materials.
+PyTorch's wheel from the index wants 3 GB of NVIDIA libraries to be imported. Here, and only here, they are
+left out and a wheel of stubs (`tests/cluster/stubs`) enters beside our own two; the output says so, and so
+does the image's bill of materials.
 """
 
 from __future__ import annotations
@@ -50,7 +50,13 @@ def wheels() -> Path:
     def make(folder: Path) -> None:
         bin_ = Path(sys.executable).parent
         run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder], cwd=ROOT)
-        crate = ["--release", "--manifest-path", ROOT / "rustbpe/Cargo.toml", "--out", folder]
+        crate: list[str | Path] = [
+            "--release",
+            "--manifest-path",
+            ROOT / "rustbpe/Cargo.toml",
+            "--out",
+            folder,
+        ]
         run([bin_ / "maturin", "build", *crate], cwd=ROOT, timeout=600)
 
     return cached("wheels", _digest(SOURCES), make)
@@ -78,7 +84,7 @@ def _build(name: str, args: Mapping[str, str], wheels: Iterable[Path]) -> Image:
 
 
 def _with_stubs(name: str) -> Image:
-    say(f"image {name}: TEST ONLY, stubs stand in for NVIDIA's libraries; everything else is the Dockerfile's")
+    say(f"image {name}: TEST ONLY, stubs stand in for NVIDIA's libraries; the rest is the Dockerfile's")
     return _build(name, {"VARIANT": "cpu", "EXCLUDE": CUDA}, [*wheels().iterdir(), *stubs().iterdir()])
 
 

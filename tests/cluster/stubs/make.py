@@ -1,11 +1,11 @@
-"""Make stand-ins for the NVIDIA libraries, so that PyTorch's wheel from the index imports without 3 GB of them.
+"""Make stand-ins for the NVIDIA libraries, so that PyTorch's wheel from the index imports without them.
 
-TEST ONLY. torch's libraries name the CUDA libraries in their headers and cannot be loaded without them, on a machine
-without a GPU too. For each of these names this writes a shared object with the same soname and exactly those symbols,
-with their versions, that torch takes from the real one. Every function returns 100 (`cudaErrorNoDevice`), so torch
-finds no device and computes on the CPU. They leave as a wheel that lays them beside torch's own libraries: in `dist/`
-it enters an image like our wheels, and the image's bill of materials names it. Needs the locked environment (the real
-libraries say what they define), `nm`, `readelf` and `gcc`.
+TEST ONLY. torch's libraries name the CUDA libraries (3 GB) in their headers and cannot be loaded without
+them, on a machine without a GPU too. For each of these names this makes a shared object with the same soname
+and exactly those symbols, with their versions, that torch takes from the real one. Every function returns 100
+(`cudaErrorNoDevice`), so torch finds no device and computes on the CPU. They leave as a wheel that lays them
+beside torch's own libraries: in `dist/` it enters an image like our wheels, and the image's bill of materials
+names it. Needs the locked environment (the real libraries say what they define), `nm`, `readelf` and `gcc`.
 
     .venv/bin/python tests/cluster/stubs/make.py dist/
 """
@@ -15,12 +15,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from collections import defaultdict
-from importlib.metadata import version
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -30,10 +31,16 @@ TEXT = re.compile(r"Get(Last)?Error(String|Name)|GetErrorName|_get_error_string"
 Symbols = dict[str, tuple[str, str]]  # name: (kind of nm, version or "")
 
 
+def tool(name: str, *args: str | Path) -> str:
+    """Return what a program of binutils or gcc prints."""
+    command = [shutil.which(name) or name, *map(str, args)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
 def symbols(library: Path, *, defined: bool) -> Symbols:
     """Return the dynamic symbols that a library defines, or those that it wants from others."""
     which = "--defined-only" if defined else "--undefined-only"
-    output = subprocess.run(["nm", "-D", which, library], check=True, capture_output=True, text=True).stdout
+    output = tool("nm", "-D", which, library)
     found: Symbols = {}
     for line in output.splitlines():
         *_, kind, symbol = line.split()
@@ -45,8 +52,7 @@ def symbols(library: Path, *, defined: bool) -> Symbols:
 
 def needed(library: Path) -> set[str]:
     """Return the sonames that a library asks the loader for."""
-    output = subprocess.run(["readelf", "-d", library], check=True, capture_output=True, text=True).stdout
-    return set(re.findall(r"\(NEEDED\).*\[(.+)\]", output))
+    return set(re.findall(r"\(NEEDED\).*\[(.+)\]", tool("readelf", "-d", library)))
 
 
 def source(parts: Symbols) -> str:
@@ -95,11 +101,8 @@ def make(torch_lib: Path, real: dict[str, Path], target: Path) -> list[str]:
         text.write_text(source(parts), encoding="utf-8")
         script.write_text(version_script(parts), encoding="utf-8")
         versions = [f"-Wl,--version-script={script}"] if script.stat().st_size else []
-        subprocess.run(
-            ["gcc", "-shared", "-fPIC", "-O1", "-fno-builtin", "-w", "-nostdlib", f"-Wl,-soname,{soname}",
-             *versions, "-o", target / soname, text],
-            check=True,
-        )  # fmt: skip
+        flags = ["-shared", "-fPIC", "-O1", "-fno-builtin", "-w", "-nostdlib", f"-Wl,-soname,{soname}"]
+        tool("gcc", *flags, *versions, "-o", target / soname, text)
         text.unlink()
         script.unlink()
     return sorted(wanted)
@@ -111,9 +114,11 @@ def pack(folder: Path, target: Path, torch: str) -> Path:
     info = f"{NAME}-{torch}.dist-info"
     files = {f"torch/lib/{path.name}": path.read_bytes() for path in sorted(folder.iterdir())}
     files[f"{info}/METADATA"] = (
-        f"Metadata-Version: 2.1\nName: {NAME}\nVersion: {torch}\nSummary: TEST ONLY: no NVIDIA library works\n"
+        f"Metadata-Version: 2.1\nName: {NAME}\nVersion: {torch}\nSummary: TEST ONLY, no GPU works with it\n"
     ).encode()
-    files[f"{info}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: nanochat\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    files[f"{info}/WHEEL"] = (
+        b"Wheel-Version: 1.0\nGenerator: ours\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    )
     record = [f"{name},sha256={_digest(data)},{len(data)}" for name, data in files.items()]
     files[f"{info}/RECORD"] = "\n".join([*record, f"{info}/RECORD,,", ""]).encode()
     target.mkdir(parents=True, exist_ok=True)
@@ -137,7 +142,7 @@ def main() -> int:
     real = {path.name: path for path in site.glob("nvidia/*/lib/*.so.*")}
     with tempfile.TemporaryDirectory() as folder:
         made = make(site / "torch/lib", real, Path(folder))
-        wheel = pack(Path(folder), Path(target), version("torch"))
+        wheel = pack(Path(folder), Path(target), metadata.version("torch"))
     print(f"TEST ONLY: {wheel.name}: stubs stand in for {len(made)} NVIDIA libraries: {' '.join(made)}")
     return 0
 
