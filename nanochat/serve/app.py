@@ -48,7 +48,7 @@ def create_app(
     clock: Callable[[], float] = time.time,
     timer: Callable[[], float] = time.monotonic,
 ) -> FastAPI:
-    """Return the application; its parts are in `app.state.context`.
+    """Return the application; its parts are in `app.state.context`, and nowhere beyond the app's life.
 
     Args:
         engine: a running `nanochat.engine.engine.Engine`, or a stub with the same face.
@@ -88,7 +88,7 @@ def create_app(
     app.state.context = context
     hot = {CHAT: ChatCompletions(context), TEXT: TextCompletions(context)}
     app.add_middleware(Front, keys=keys, hot=hot, serving=serving)
-    _add_routes(app, context, created)
+    _add_routes(app, created)
     _add_error_handlers(app)
     return app
 
@@ -146,12 +146,15 @@ def _closing(send: Send) -> Send:
     return close
 
 
-def _add_routes(app: FastAPI, context: Context, created: int) -> None:
+def _add_routes(app: FastAPI, created: int) -> None:
+    # FastAPI keeps every route's function for ever: what these hold of the model must be what can be let go.
+    state = app.state
+    context: Context = state.context
+    model_id = context.model_id
     models = {
         name: {"id": name, "object": "model", "created": created, "owned_by": OWNER}
-        for name in (context.model_id, *sorted(context.names - {context.model_id}))
+        for name in (model_id, *sorted(context.names - {model_id}))
     }
-    serving = context.serving
     page: Page = load_page()
 
     @app.post(CHAT)
@@ -168,7 +171,7 @@ def _add_routes(app: FastAPI, context: Context, created: int) -> None:
         if name not in models:
             raise refusal(
                 404,
-                f"the model `{name[:80]}` does not exist; this server has `{context.model_id}`",
+                f"the model `{name[:80]}` does not exist; this server has `{model_id}`",
                 param="model",
                 code="model_not_found",
             )
@@ -176,24 +179,25 @@ def _add_routes(app: FastAPI, context: Context, created: int) -> None:
 
     @app.get("/health")
     async def health() -> JSONResponse:
-        if waited := serving.stuck_for():
+        if waited := state.context.serving.stuck_for():
             raise refusal(503, f"work has waited {waited:.0f} s without an engine step", code="engine_stuck")
-        return JSONResponse({"status": "ok", "steps": context.engine.ticks})
+        return JSONResponse({"status": "ok", "steps": state.context.engine.ticks})
 
     @app.get("/ready")
     async def ready() -> JSONResponse:
+        serving: Serving = state.context.serving
         if serving.leaving or serving.draining:
             raise refusal(503, "the server is shutting down", code="draining", retry_after_s=1.0)
         if not serving.warm:
             raise refusal(503, "the model is still loading", code="not_ready", retry_after_s=1.0)
-        state = {"status": "ready", "model": context.model_id}
+        answer = {"status": "ready", "model": model_id}
         if serving.refused is not None:
-            state["refused"] = serving.refused
-        return JSONResponse(state)
+            answer["refused"] = serving.refused
+        return JSONResponse(answer)
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        return Response(context.metrics.scrape(), media_type=CONTENT_TYPE)
+        return Response(state.context.metrics.scrape(), media_type=CONTENT_TYPE)
 
     @app.api_route("/", methods=["GET", "HEAD"])
     async def index() -> Response:

@@ -140,6 +140,7 @@ class Replica:
         await old.idle.wait()
         await asyncio.to_thread(old.context.engine.close)
         self._old = None
+        del old.app.state.context  # the last that the routes hold of the model
         del old
         await asyncio.to_thread(_collect)
         log.info("event=model_gone model=%s", model_id)
