@@ -15,6 +15,7 @@ NanochatError
   Interrupted            stopped by a signal after a checkpoint: exit 130 (SIGINT) or 143 (SIGTERM)
   StorageError           the volume refused a write that must not be lost: exit 201
   RankLostError          a rank died by a signal: its code passed through (137, 139)
+    PeerLostError          another rank or node is gone, and none said why: exit 137
   HangError              no step within the watchdog's limit: exit 202
   RequestError           the API client's fault: HTTP status and OpenAI error code
 """
@@ -33,6 +34,7 @@ __all__ = [
     "HangError",
     "Interrupted",
     "NanochatError",
+    "PeerLostError",
     "QuotaError",
     "RankLostError",
     "RequestError",
@@ -129,6 +131,13 @@ class RankLostError(NanochatError):
     def __init__(self, signum: int, message: str, *, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.exit_code = 128 + signum
+
+
+class PeerLostError(RankLostError):
+    """Another rank or node went away; a consequence, shown only where the cause stays unknown."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(signal.SIGKILL, message, hint=hint)
 
 
 class HangError(NanochatError):

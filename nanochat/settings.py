@@ -6,10 +6,11 @@ what stages do with them.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from nanochat.errors import ConfigError
@@ -68,20 +69,41 @@ class Topology:
     world_size: int = 1
 
 
-def _integer(env: Mapping[str, str], name: str, default: int) -> int:
+def _integer(
+    env: Mapping[str, str], name: str, default: int, *, low: int | None = None, high: int | None = None
+) -> int:
     text = env.get(name, "")
     if not text:
         return default
     try:
-        return int(text)
+        value = int(text)
     except ValueError:
         raise ConfigError(f"environment variable {name} is `{text}`, not an integer") from None
+    if (low is not None and value < low) or (high is not None and value > high):
+        limit = f"at least {low}" if high is None else f"{low} to {high}"
+        raise ConfigError(f"environment variable {name} is {value}; it should be {limit}")
+    return value
 
 
 def home(env: Mapping[str, str] | None = None) -> Home:
-    """Return the home folder: NANOCHAT_HOME, else `~/.cache/nanochat`."""
+    """Return the home folder: NANOCHAT_HOME, else `~/.cache/nanochat`.
+
+    Raises:
+        ConfigError: neither the variable nor the user's own folder is known.
+    """
     env = os.environ if env is None else env
-    return Home(Path(env.get("NANOCHAT_HOME") or Path.home() / ".cache" / "nanochat").absolute())
+    if env.get("NANOCHAT_HOME"):
+        return Home(Path(env["NANOCHAT_HOME"]).absolute())
+    try:
+        return Home(Path.home() / ".cache" / "nanochat")
+    except RuntimeError:  # a container's user without an entry in the password file
+        raise ConfigError("this user has no home folder", hint="set NANOCHAT_HOME") from None
+
+
+def stage_config(env: Mapping[str, str] | None = None) -> str | None:
+    """Return NANOCHAT_CONFIG, the JSON of a stage's configuration that a pod is given; None without."""
+    env = os.environ if env is None else env
+    return env.get("NANOCHAT_CONFIG") or None
 
 
 def topology(env: Mapping[str, str] | None = None) -> Topology:
@@ -102,9 +124,10 @@ class Elastic:
     node_rank: int = 0
     local_ranks: int | None = 1
     """None: one a GPU."""
-    backend: str = "c10d"
-    endpoint: str = "127.0.0.1:0"
-    run_id: str = ""
+    host: str = "127.0.0.1"
+    """Of the first node, which listens."""
+    port: int = 0
+    """0: any free one."""
 
 
 def elastic(nproc: int, env: Mapping[str, str] | None = None) -> Elastic:
@@ -113,30 +136,30 @@ def elastic(nproc: int, env: Mapping[str, str] | None = None) -> Elastic:
     RANK and WORLD_SIZE, which the same operators set, count nodes and are not read.
 
     Raises:
-        ConfigError: a variable is not a number.
+        ConfigError: a variable is not a number or out of range, or several nodes could not meet.
     """
     env = os.environ if env is None else env
     local: int | None = nproc
     if env.get("PET_NPROC_PER_NODE") in ("auto", "gpu", "cpu"):
         local = None
     elif env.get("PET_NPROC_PER_NODE"):
-        local = _integer(env, "PET_NPROC_PER_NODE", nproc)
-    nodes = env.get("PET_NNODES", "").split(":")[-1]
-    found = Elastic(
-        nodes=_integer({"PET_NNODES": nodes}, "PET_NNODES", 1),
-        node_rank=_integer(env, "PET_NODE_RANK", 0),
-        local_ranks=local,
-        run_id=env.get("PET_RDZV_ID", ""),
-    )
-    if env.get("PET_RDZV_ENDPOINT"):
-        return replace(found, backend=env.get("PET_RDZV_BACKEND", "c10d"), endpoint=env["PET_RDZV_ENDPOINT"])
-    if found.nodes > 1:
-        address = env.get("PET_MASTER_ADDR") or env.get("MASTER_ADDR") or "127.0.0.1"
-        port = env.get("PET_MASTER_PORT") or env.get("MASTER_PORT") or "29400"
-        return replace(
-            found, backend="static", endpoint=f"{address}:{port}", run_id=found.run_id or "nanochat"
-        )
-    return found
+        local = _integer(env, "PET_NPROC_PER_NODE", nproc, low=1)
+    nodes = _integer({"PET_NNODES": env.get("PET_NNODES", "").split(":")[-1]}, "PET_NNODES", 1, low=1)
+    node_rank = _integer(env, "PET_NODE_RANK", 0, low=0, high=nodes - 1)
+    if nodes == 1:
+        return Elastic(local_ranks=local)
+    endpoint = env.get("PET_RDZV_ENDPOINT", "")
+    host, _, port = endpoint.rpartition(":") if ":" in endpoint else (endpoint, "", "")
+    host = host or env.get("PET_MASTER_ADDR") or env.get("MASTER_ADDR") or ""
+    port = port or env.get("PET_MASTER_PORT") or env.get("MASTER_PORT") or "29400"
+    for name, value in (("PET_NODE_RANK", env.get("PET_NODE_RANK")), ("PET_MASTER_ADDR", host)):
+        if not value:
+            raise ConfigError(
+                f"environment variable {name} is not set, but PET_NNODES is {nodes}",
+                hint="every node needs its number from 0 and node 0's address; an elastic policy gives none",
+            )
+    number = _integer({"PET_MASTER_PORT": port}, "PET_MASTER_PORT", 0, low=1, high=65535)
+    return Elastic(nodes=nodes, node_rank=node_rank, local_ranks=local, host=host, port=number)
 
 
 def under_torchrun(env: Mapping[str, str] | None = None) -> bool:
@@ -150,6 +173,18 @@ def termination_log(env: Mapping[str, str] | None = None) -> Path | None:
     env = os.environ if env is None else env
     path = Path(env.get("NANOCHAT_TERMINATION_LOG") or "/dev/termination-log")
     return path if path.exists() else None
+
+
+@contextlib.contextmanager
+def quiet_import(**variables: str) -> Iterator[None]:
+    """Set variables that a library reads while it is imported, unless the user did; children see none."""
+    new = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(new)
+    try:
+        yield
+    finally:
+        for name in new:
+            del os.environ[name]
 
 
 def tell_libraries(**variables: str) -> None:

@@ -1,105 +1,169 @@
 """Several ranks: torch elastic as a library, with the same worker as its entry point.
 
-One attempt, no restarts inside: a restart is a new launcher, which continues from
-the last checkpoint. Knows nothing of stages.
+torch's agent starts the ranks of this node, numbers them and notices how they end;
+signals, limits and the other nodes are ours (`guard`, `nodes`). One attempt, no
+restarts inside: a restart is a new launcher, which continues from the last
+checkpoint. Knows nothing of stages.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import sys
-import threading
-import uuid
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import FrameType
+from typing import Any
 
+import torch
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerSpec
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
+from torch.distributed.launcher.api import LaunchConfig
+
+from nanochat.errors import NanochatError
+from nanochat.run.guard import Guard
+from nanochat.run.nodes import Nodes
 from nanochat.run.ranks import Ranks
-from nanochat.run.signals import STOP_SIGNALS, StopNow, forwarded, handled_signals
+from nanochat.run.reason import Reasons
+from nanochat.run.signals import StopNow
 from nanochat.run.single import WORKER, Ended, Limits, Watch
+from nanochat.settings import tell_libraries
+
+_LOOK = os.WEXITED | os.WNOHANG | os.WNOWAIT
+Verdict = Callable[[Ended], NanochatError | None]
 
 
-def _stop(signum: int, frame: FrameType | None) -> None:
-    raise StopNow(forwarded(signum))
+class _Met(RendezvousHandler):
+    """Tells the agent what `Nodes.gather` found, so that the agent waits for nobody."""
+
+    def __init__(self, nodes: Nodes) -> None:
+        self._nodes = nodes
+
+    @property
+    def use_agent_store(self) -> bool:
+        return True
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        place, (host, port) = self._nodes.place, self._nodes.address
+        store = PrefixStore("agent", self._nodes.store)
+        return RendezvousInfo(store, place.node_rank, place.nodes, RendezvousStoreInfo(host, port))
+
+    def get_backend(self) -> str:
+        return "nanochat"
+
+    def get_run_id(self) -> str:
+        return "nanochat"
+
+    def is_closed(self) -> bool:
+        return False
+
+    def set_closed(self) -> None:
+        pass
+
+    def num_nodes_waiting(self) -> int:
+        return 0
+
+    def shutdown(self) -> bool:
+        return True
 
 
-def run_elastic(arguments: list[str], ranks: Ranks, limits: Limits, *, watch: Path | None) -> Ended:
-    """Run the local ranks to their end; torch's agent forwards signals to them."""
-    for signum in handled_signals():
-        signal.signal(signum, _stop)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+class _Agent(LocalElasticAgent):
+    def _exit_barrier(self) -> None:
+        """Nodes wait for each other in `Nodes.settle`, which knows when one of them failed."""
+
+    def pids(self) -> Iterator[int]:
+        """Yield the processes of the ranks that run: never an id that the system may have given away."""
+        for worker in self.get_worker_group().workers:
+            with contextlib.suppress(ChildProcessError):
+                if worker.id is not None and os.waitid(os.P_PID, int(worker.id), _LOOK) is None:
+                    yield int(worker.id)
+
+
+def run_elastic(
+    arguments: list[str],
+    ranks: Ranks,
+    limits: Limits,
+    verdict: Verdict,
+    *,
+    reasons: Reasons,
+    facts: Mapping[str, Any],
+    watch: Path | None,
+) -> NanochatError | None:
+    """Run this node's ranks to their end; returns why the attempt is not finished, on whichever node.
+
+    Args:
+        arguments: of the worker.
+        ranks: what to start.
+        limits: how long to wait for what.
+        verdict: what the end of the ranks of this node means.
+        reasons: what the ranks left.
+        facts: must be the same on all nodes.
+        watch: file that grows with progress.
+    """
     ended = Ended(code=0)
-    done = threading.Event()
-    guard = threading.Thread(
-        target=_guard, args=(ended, Watch(watch, limits.hang_s), limits, done), daemon=True
-    )
-    try:
-        _agent(arguments, ranks, limits, ended, guard)
-    except StopNow as stopped:
-        ended.code, ended.asked = -stopped.signum, stopped.signum
-    finally:
-        done.set()
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    return ended
+    count = ranks.elastic.local_ranks or max(1, torch.cuda.device_count())
+    nodes = Nodes(ranks.elastic, {**facts, "ranks of a node": count}, limits)
+    with Guard(ended, nodes, Watch(watch, limits.hang_s), limits) as guard:
+        try:
+            nodes.gather(guard.check)
+            _run_agent(arguments, count, nodes, guard, reasons)
+            error = verdict(ended)
+        except StopNow as stopped:
+            ended.code = -stopped.signum
+            error = verdict(ended)
+        except NanochatError as failed:
+            error = failed
+        error = nodes.settle(error, until=lambda: guard.deadline)
+        nodes.leave()
+    return error
 
 
-def _agent(arguments: list[str], ranks: Ranks, limits: Limits, ended: Ended, guard: threading.Thread) -> None:
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    elastic = ranks.elastic
-    config = LaunchConfig(
-        min_nodes=elastic.nodes,
-        max_nodes=elastic.nodes,
-        nproc_per_node=_local_ranks(ranks),
-        run_id=elastic.run_id or uuid.uuid4().hex,
-        rdzv_backend=elastic.backend,
-        rdzv_endpoint=elastic.endpoint,
-        rdzv_configs={"rank": elastic.node_rank, "timeout": 900},
+def _run_agent(arguments: list[str], count: int, nodes: Nodes, guard: Guard, reasons: Reasons) -> None:
+    tell_libraries(TORCH_ELASTIC_WORKER_IDENTICAL="1")  # `gather` compared the counts: no need to ask again
+    # The agent would say in ten lines of its own what we say in one.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    defaults = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=count)
+    spec = WorkerSpec(
+        role="rank",
+        local_world_size=count,
+        rdzv_handler=_Met(nodes),
+        entrypoint=sys.executable,
+        args=("-m", WORKER, "--parent", str(os.getpid()), *arguments),
         max_restarts=0,
         monitor_interval=0.1,
-        local_addr="127.0.0.1" if elastic.nodes == 1 else None,
-        shutdown_timeout=max(1, round(limits.grace_s)),
+        numa_options=defaults.numa_options,
     )
-    guard.start()
+    agent = _Agent(spec, logs_specs=defaults.logs_specs or DefaultLogsSpecs())
+    guard.pids = agent.pids
     try:
-        elastic_launch(config, sys.executable)("-m", WORKER, "--parent", str(os.getpid()), *arguments)
-    except SignalException as stopped:
-        ended.asked = int(stopped.sigval)
-        ended.code = 130 if ended.asked == signal.SIGINT else 143
-    except ChildFailedError as failed:
-        rank, failure = failed.get_first_failure()
-        ended.code, ended.rank, ended.local_rank = failure.exitcode, rank, failure.local_rank
+        result = agent.run()
+    finally:
+        guard.pids = tuple
+    _read(result, guard.ended, reasons)
 
 
-def _local_ranks(ranks: Ranks) -> int:
-    if ranks.elastic.local_ranks is not None:
-        return ranks.elastic.local_ranks
-    import torch
-
-    return max(1, torch.cuda.device_count())
-
-
-def _guard(ended: Ended, watch: Watch, limits: Limits, done: threading.Event) -> None:
-    """Kill ranks that show no progress; the agent sees it as a failure."""
-    while not done.wait(limits.poll_s):
-        stalled = watch.stalled_s()
-        if stalled is None:
-            continue
-        ended.hung_s = stalled
-        for signum in (signal.SIGUSR1, signal.SIGKILL):
-            for pid in _children():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signum)
-            done.wait(1.0)
+def _read(result: RunResult, ended: Ended, reasons: Reasons) -> None:
+    """Of all ranks that failed, find the one that tells why."""
+    if not result.is_failed():
         return
 
+    def weight(rank: int, failure: ProcessFailure) -> tuple[int, int, int]:
+        code = failure.exitcode
+        if reasons.lost(failure.local_rank):
+            kind = 4
+        elif code in (130, 143, -signal.SIGTERM, -signal.SIGINT):
+            kind = 3
+        elif code < 0:
+            kind = 0
+        else:
+            kind = 2 if code == 1 else 1
+        return kind, failure.timestamp, rank
 
-def _children() -> list[int]:
-    pids: list[int] = []
-    for file in Path("/proc/self/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            pids += [int(pid) for pid in file.read_text(encoding="ascii").split()]
-    return pids
+    rank, failure = min(result.failures.items(), key=lambda item: weight(*item))
+    ended.code, ended.rank, ended.local_rank = failure.exitcode, rank, failure.local_rank

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from nanochat.errors import NanochatError
+from nanochat.errors import NanochatError, PeerLostError
 from nanochat.files import storage_errors
 from nanochat.run.config import Frozen
 from nanochat.settings import termination_log
@@ -96,7 +96,13 @@ def _numbers(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, floa
 
 def tell(path: Path, local_rank: int, error: NanochatError) -> bool:
     """Write an error into the slot of a local rank; False when that failed."""
-    slot = json.dumps({"message": error.message[:500], "hint": (error.hint or "")[:150] or None})
+    slot = json.dumps(
+        {
+            "message": error.message[:500],
+            "hint": (error.hint or "")[:150] or None,
+            "lost": isinstance(error, PeerLostError),
+        }
+    )
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
@@ -112,7 +118,7 @@ class Reasons:
     """The launcher's end: makes the file, reads it, removes it."""
 
     def __init__(self, folder: Path, *, slots: int, rank: int = 0) -> None:
-        """`rank` tells the launchers of one folder apart where torchrun started several."""
+        """`rank` tells the launchers of one folder apart: those of nodes, and those that torchrun started."""
         self.path = folder / f".reason-{rank}"
         self._slots = slots
 
@@ -133,9 +139,16 @@ class Reasons:
         slot = self._slot(local_rank)
         if slot is None:
             return None
-        error = NanochatError(str(slot.get("message", "")), hint=slot.get("hint"))
+        message, hint = str(slot.get("message", "")), slot.get("hint")
+        if slot.get("lost"):
+            return PeerLostError(message, hint=hint)
+        error = NanochatError(message, hint=hint)
         error.exit_code = code
         return error
+
+    def lost(self, local_rank: int) -> bool:
+        """Return whether the local rank ended because another one was gone."""
+        return bool((self._slot(local_rank) or {}).get("lost"))
 
     def _slot(self, local_rank: int) -> dict[str, Any] | None:
         try:

@@ -5,6 +5,7 @@ Shared by launcher, worker and command line. Knows nothing of processes.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,12 +30,14 @@ class Verdict:
     notice: str | None = None
 
 
-def load_config(path: Path) -> StageConfig:
-    """Return the parsed `config.json`.
+def load_config(path: Path, given: str | None = None) -> StageConfig:
+    """Return the parsed `config.json`; with `given` that JSON, whose place the file at `path` will be.
 
     Raises:
-        ConfigError: it is missing, does not parse, or a field is wrong.
+        ConfigError: it is missing, does not parse, a field is wrong, or `path` is another stage's place.
     """
+    if given is not None:
+        return _given_config(path, given)
     try:
         values = read_json(path)
     except DataError as error:
@@ -42,6 +45,22 @@ def load_config(path: Path) -> StageConfig:
     if not isinstance(values, dict):
         raise ConfigError(f"`{path}` is not a JSON object")
     config: StageConfig = parse(StageConfig, values, what=f"`{path}`")
+    return config
+
+
+def _given_config(path: Path, given: str) -> StageConfig:
+    try:
+        values = json.loads(given)
+    except ValueError as error:
+        raise ConfigError(f"NANOCHAT_CONFIG is not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError("NANOCHAT_CONFIG is not a JSON object")
+    config: StageConfig = parse(StageConfig, values, what="NANOCHAT_CONFIG")
+    if path.absolute().parts[-4:] != ("runs", config.spec.run, config.stage, "config.json"):
+        raise ConfigError(
+            f"NANOCHAT_CONFIG is stage `{config.stage}` of run `{config.spec.run}`, but --config is `{path}`",
+            hint=f"use --config .../runs/{config.spec.run}/{config.stage}/config.json, or unset the variable",
+        )
     return config
 
 

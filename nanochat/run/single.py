@@ -29,6 +29,10 @@ class Limits:
     """Without an event: then the ranks are killed (exit 202)."""
     grace_s: float = 300.0
     """From SIGTERM or SIGINT until SIGKILL."""
+    gather_s: float = 900.0
+    """For all nodes to come: pods of one job may pull images at different speeds."""
+    peer_s: float = 30.0
+    """Without a sign of life from another node's launcher: then it counts as lost."""
     poll_s: float = 0.5
 
 
@@ -46,6 +50,8 @@ class Ended:
     """True when a second SIGINT asked to kill."""
     hung_s: float | None = None
     """Seconds without an event after which the ranks were killed."""
+    yielded: bool = False
+    """True when the ranks were killed because another node had failed."""
 
 
 class Watch:

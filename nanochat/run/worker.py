@@ -10,13 +10,14 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import importlib
+import re
 import signal
 import sys
 import time
 import traceback
 from pathlib import Path
 
-from nanochat.errors import ConfigError, NanochatError
+from nanochat.errors import ConfigError, NanochatError, PeerLostError
 from nanochat.files import storage_errors
 from nanochat.run.config import StageConfig
 from nanochat.run.context import StageContext, StageResult
@@ -25,10 +26,10 @@ from nanochat.run.progress import progress
 from nanochat.run.reason import tell
 from nanochat.run.record import Record, code_revision, find_inputs, hardware, hash_outputs
 from nanochat.run.setup import load_config, stage_folder
-from nanochat.run.signals import StopFlag, StopNow, die_with_parent, interrupted
+from nanochat.run.signals import STOP_SIGNALS, StopFlag, StopNow, die_with_parent, interrupted
 from nanochat.run.stage import Stage
 from nanochat.run.stage import stage as find_stage
-from nanochat.settings import Topology, topology
+from nanochat.settings import Topology, stage_config, topology
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     die_with_parent(args.parent)
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
-    slot = args.slot or 0
+    slot, place = args.slot or 0, Topology()
     try:
         place = topology()
         slot = place.local_rank if args.slot is None else args.slot
@@ -51,8 +52,14 @@ def main(argv: list[str] | None = None) -> int:
     except NanochatError as error:
         return _fail(error, args.reason, slot)
     except Exception as error:
-        traceback.print_exc()
-        return _fail(_translate(error), args.reason, slot)
+        told = _translate(error, place.rank)
+        if not isinstance(told, PeerLostError):  # the rank that is gone has a reason, this one has none
+            traceback.print_exc()
+        return _fail(told, args.reason, slot)
+    finally:
+        # Python takes its own handlers down early; a late signal must not hide the exit code.
+        for signum in STOP_SIGNALS:
+            signal.signal(signum, signal.SIG_IGN)
     return 0
 
 
@@ -63,18 +70,29 @@ def _fail(error: NanochatError, reason: Path | None, slot: int) -> int:
     return error.exit_code
 
 
-def _translate(error: Exception) -> NanochatError:
-    """Return an error that is not ours as one sentence."""
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, which this module does not import
+_LOST_CONNECTION = {"DistBackendError", "DistNetworkError", "DistStoreError"}
+"""torch's errors of a rank whose peers are gone; gloo raises a bare RuntimeError with its own name in it."""
+
+
+def _translate(error: Exception, rank: int) -> NanochatError:
+    """Return an error that is not ours as one sentence; torch's are known by name, as it is not imported."""
+    kind = type(error).__name__
+    if kind in _LOST_CONNECTION or (kind == "RuntimeError" and "gloo" in str(error).lower()):
+        said = re.sub(r"^\[[^\]]*\] ", "", str(error).splitlines()[0]).split(". ")[0]
+        return PeerLostError(
+            f"rank {rank} lost the connection to the other ranks: {said}",
+            hint="run the same command again to continue from the last checkpoint",
+        )
+    if kind == "OutOfMemoryError":
         return ConfigError(
             f"the device has too little memory: {str(error).splitlines()[0]}",
             hint="halve `--device-batch-size`; the total batch, and so the result, stays the same",
         )
-    return NanochatError(f"{type(error).__name__}: {error}")
+    return NanochatError(f"{kind}: {error}")
 
 
 def _run(path: Path, attempt: int, place: Topology) -> None:
-    config = load_config(path)
+    config = load_config(path, stage_config())
     home, folder = stage_folder(path, config)
     stage = find_stage(config.stage)
     place = place if stage.ranks else Topology()

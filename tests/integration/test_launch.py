@@ -11,6 +11,7 @@ import pytest
 from fakes_run import FakeHome, end, wait_for_line
 
 from nanochat.run.events import read_events
+from nanochat.run.reason import parse_last_words
 from nanochat.run.record import Record
 from nanochat.run.setup import load_config
 from nanochat.run.stage import stage
@@ -61,7 +62,10 @@ def assert_failed(fake, config, ended, code, words):
     assert out == ""
     assert "error: " in err
     assert words in err
-    assert words in fake.reason.read_text()
+    left = parse_last_words(fake.reason.read_text())
+    assert left is not None
+    assert (left.stage, left.run, left.exit_code, left.status) == (config.parent.name, "r", code, "failed")
+    assert words in left.message
     last = list(read_events(config.parent / "events.jsonl", "stage"))[-1]
     assert (last["status"], last["exit_code"]) == ("failed", code)
     assert words in last["reason"]
@@ -113,7 +117,7 @@ def test_another_configuration_is_refused_with_66_and_keeps_the_record(tmp_path)
     code, _, err = end(fake.launch(config))
     assert code == 66
     assert '`source` was "generated", now "packages/cpu"' in err
-    assert "66" not in fake.reason.read_text()
+    assert parse_last_words(fake.reason.read_text()).exit_code == 66
     assert Record.load(config.parent) is not None
 
 

@@ -60,6 +60,10 @@ def test_a_lost_rank_passes_its_signal_through(signum, code):
     assert errors.RankLostError(signum, "gone").exit_code == code
 
 
+def test_a_lost_peer_is_retried_like_a_killed_rank():
+    assert errors.PeerLostError("gone").exit_code == 137
+
+
 def test_the_text_is_one_sentence_and_a_hint():
     assert errors.NanochatError("it broke").render() == "error: it broke"
     assert errors.NanochatError("it broke", hint="mend it").render() == "error: it broke\n\nhint: mend it"

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from nanochat.errors import ConfigError, Interrupted, RunLockedError
+from nanochat.errors import ConfigError, Interrupted, PeerLostError, RunLockedError
 from nanochat.run.lock import check_free, read_owner, run_lock
 from nanochat.run.ranks import plan_ranks
 from nanochat.run.reason import SLOT_BYTES, Reasons, tell
@@ -67,6 +67,9 @@ def test_a_file_that_stops_growing_is_a_hang_only_after_the_limit(tmp_path):
     assert Watch(None, 0.0).stalled_s() is None
 
 
+NODE_1 = {"PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_MASTER_ADDR": "127.0.0.1"}
+
+
 @pytest.mark.parametrize(
     ("env", "name", "nproc", "kind", "first"),
     [
@@ -75,8 +78,9 @@ def test_a_file_that_stops_growing_is_a_hang_only_after_the_limit(tmp_path):
         ({}, "data", 2, "single", True),
         ({"PET_NNODES": "1", "PET_NPROC_PER_NODE": "1"}, "base_train", 1, "single", True),
         ({"PET_NPROC_PER_NODE": "4"}, "base_train", 1, "agent", True),
-        ({"PET_NNODES": "2", "PET_NODE_RANK": "1"}, "base_train", 1, "agent", False),
-        ({"PET_NNODES": "2", "PET_NODE_RANK": "1"}, "data", 1, "idle", False),
+        (NODE_1, "base_train", 1, "agent", False),
+        (NODE_1, "data", 1, "idle", False),
+        (NODE_1 | {"PET_NODE_RANK": "0"}, "data", 1, "single", True),
         ({"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "WORLD_SIZE": "2"}, "base_train", 1, "member", False),
         ({"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "2"}, "data", 1, "single", True),
         ({"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "WORLD_SIZE": "2"}, "data", 1, "idle", False),
@@ -100,5 +104,9 @@ def test_a_rank_s_reason_reaches_the_launcher_without_growing_the_file(tmp_path)
         assert error.exit_code == 64
         assert error.message.startswith("xxx")
         assert reasons.error(64, 0) is None
+        assert not reasons.lost(1)
+        assert tell(reasons.path, 0, PeerLostError("the others are gone"))
+        assert reasons.lost(0)
+        assert isinstance(reasons.error(137, 0), PeerLostError)
     assert not reasons.path.exists()
     assert not tell(reasons.path, 0, ConfigError("late"))
