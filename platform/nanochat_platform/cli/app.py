@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import typer
 
 from nanochat.errors import ConfigError, Interrupted, NanochatError, did_you_mean
-from nanochat_platform.cli import bench, cluster, data, models, pipeline, plan, serve, submit, train
+from nanochat_platform.cli import bench, cluster, data, doctor, models, pipeline, plan, serve, submit, train
 
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # typer names it in a private module
 _ClickException: type[Exception] = _UsageError.__bases__[0]
@@ -40,6 +40,7 @@ def build() -> typer.Typer:
     app.command("explain")(cluster.explain)
     app.command("list")(cluster.list_runs)
     app.command("cancel")(cluster.cancel)
+    app.command("doctor")(doctor.doctor)
     app.command("serve")(serve.serve)
     app.command("chat")(serve.chat)
     app.command("checkpoints")(models.checkpoints)

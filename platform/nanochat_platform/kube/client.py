@@ -72,6 +72,10 @@ class Client:
         found = access.load(kubeconfig, context)
         return cls(Transport(found), namespace or found.namespace, patience_s=patience_s)
 
+    def close(self) -> None:
+        """Close idle connections."""
+        self.transport.close()
+
     def get(self, resource: Resource, name: str, *, namespace: str | None = None) -> Object | None:
         """Return one object, None when it does not exist.
 

@@ -1,0 +1,123 @@
+"""A loopback proxy in front of the API server that kills its client, or the connection, at the k-th request.
+
+The product has no hooks for this: to it the proxy is the API server.
+"""
+
+from __future__ import annotations
+
+import http.client
+import http.server
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from nanochat_platform.kube import access
+
+When = Literal["before", "after"]
+Act = Callable[[int, When, str, str], bool]
+"""Called before a request is passed on and after its answer came back, with number, method and path; True
+when the connection must end there."""
+
+
+class Cutter:
+    """Passes requests on, one connection each, and lets `act` decide what happens to every one."""
+
+    def __init__(self, kubeconfig: Path, act: Act) -> None:
+        self.target = access.load(kubeconfig)
+        self.count = 0
+        self.act = act
+        self._lock = threading.Lock()
+        cutter = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+            def _pass(self) -> None:
+                cutter.handle(self)
+
+            do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = _pass
+
+        class Server(http.server.ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, request: object, client_address: object) -> None:
+                pass  # a client that was killed
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+
+    def __enter__(self) -> Cutter:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(timeout=10)
+
+    def kubeconfig(self, path: Path) -> Path:
+        """Write a kubeconfig whose server is this proxy."""
+        url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "c", "cluster": {"server": url}}],
+            "contexts": [{"name": "c", "context": {"cluster": "c"}}],
+            "current-context": "c",
+        }
+        path.write_text(json.dumps(config))
+        return path
+
+    def handle(self, request: http.server.BaseHTTPRequestHandler) -> None:
+        """Pass one request on."""
+        with self._lock:
+            self.count += 1
+            number = self.count
+        body = request.rfile.read(int(request.headers.get("Content-Length") or 0)) or None
+        what = (number, request.command, request.path)
+        request.close_connection = True
+        if self.act(what[0], "before", what[1], what[2]):
+            return
+        server = urlsplit(self.target.server)
+        upstream = http.client.HTTPSConnection(
+            server.hostname or "", server.port, context=self.target.tls, timeout=60
+        )
+        head = {k: v for k, v in request.headers.items() if k.lower() in ("content-type", "accept")}
+        header = self.target.credentials.header()
+        try:
+            upstream.request(
+                request.command, request.path, body, {**head, **({"Authorization": header} if header else {})}
+            )
+            response = upstream.getresponse()
+            if "watch=1" in request.path or "follow=true" in request.path:
+                if self.act(what[0], "after", what[1], what[2]):
+                    return
+                self._pour(request, response)
+                return
+            data = response.read()
+            if self.act(what[0], "after", what[1], what[2]):
+                return
+            request.send_response(response.status)
+            request.send_header("Content-Type", response.headers.get("Content-Type", ""))
+            request.send_header("Content-Length", str(len(data)))
+            request.send_header("Connection", "close")
+            request.end_headers()
+            request.wfile.write(data)
+        finally:
+            upstream.close()
+
+    @staticmethod
+    def _pour(request: http.server.BaseHTTPRequestHandler, response: http.client.HTTPResponse) -> None:
+        request.send_response(response.status)
+        request.send_header("Content-Type", response.headers.get("Content-Type", ""))
+        request.send_header("Connection", "close")
+        request.end_headers()
+        while chunk := response.read1(65536):
+            request.wfile.write(chunk)
+            request.wfile.flush()

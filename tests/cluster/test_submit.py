@@ -1,0 +1,519 @@
+"""The submitter against the real API server and job controllers; only containers are played by hand."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from nanochat_platform.kube import follow as following
+from nanochat_platform.kube.client import Client, Gone
+from nanochat_platform.kube.names import KINDS
+from nanochat_platform.kube.resources import LEASES, PODS, name_of, of_kind
+from nanochat_platform.spec import RunSpec
+from nanochat_platform.submit.attempt import create
+from nanochat_platform.submit.objects import description
+
+from nanochat.errors import RunLockedError
+from tests.cluster.client_side import User
+from tests.cluster.cutting import Cutter, When
+from tests.cluster.hands import RECORD, Hands, done, ended, failed, running, stage_config, wait_until
+from tests.cluster.harness.access import Access
+from tests.cluster.harness.cluster import Cluster
+from tests.cluster.harness.host import ROOT, say
+
+STAGES = ["data", "tok_train", "tok_eval"]
+JOBS = ["kt-data-1", "kt-tok-eval-1", "kt-tok-train-1"]
+
+
+@pytest.fixture
+def user(control_plane: Access, namespace: str, tmp_path: Path) -> User:
+    found = User(control_plane, namespace, tmp_path)
+    found.claim()
+    return found
+
+
+@pytest.fixture
+def client(user: User) -> Iterator[Client]:
+    found = Client.load(user.access.kubeconfig, namespace=user.namespace)
+    yield found
+    found.close()
+
+
+def hands(user: User, play: Any) -> Hands:
+    return Hands(user.access.kubeconfig, play, namespace=user.namespace)
+
+
+def test_stages_run_one_after_another_and_only_once(user: User) -> None:
+    spec = user.spec(stages=STAGES)
+    with hands(user, done):
+        result = json.loads(user.ok("submit", "--spec", spec, "--json"))
+    assert [(s["stage"], s["status"], s["attempt"]) for s in result["stages"]] == [
+        (stage, "done", 1) for stage in STAGES
+    ]
+    assert {s["record"] for s in result["stages"]} == {RECORD}
+    assert result["stages"][0]["metrics"] == {"loss": 2.5}
+    assert sorted(user.jobs()) == JOBS
+    again = json.loads(user.ok("submit", "--spec", spec, "--json"))
+    assert [s["status"] for s in again["stages"]] == ["kept"] * 3
+    assert sorted(user.jobs()) == JOBS
+
+
+def test_dry_run_prints_what_is_then_sent(user: User) -> None:
+    spec = user.spec(nodes=2, stages=["base_train"])
+    printed = list(yaml.safe_load_all(user.ok("submit", "--spec", spec, "--dry-run")))
+    assert user.left() == []
+    user.ok("submit", "--spec", spec, "--detach")
+    assert [value["kind"] for value in printed] == ["Service", "Job"]
+    for value in printed:
+        sent = user.access.get(value["kind"], value["metadata"]["name"], "-n", user.namespace)
+        assert subset(value, sent) is None
+
+
+def subset(wanted: Any, found: Any, where: str = "") -> str | None:
+    """Return where `found` lacks something of `wanted`, None when it has all of it."""
+    if isinstance(wanted, dict):
+        return next(
+            (miss for k, v in wanted.items() if (miss := subset(v, (found or {}).get(k), f"{where}.{k}"))),
+            None,
+        )
+    if isinstance(wanted, list):
+        if not isinstance(found, list) or len(wanted) != len(found):
+            return where
+        return next((miss for w, f in zip(wanted, found, strict=True) if (miss := subset(w, f, where))), None)
+    return None if wanted == found else f"{where}: {wanted!r} != {found!r}"
+
+
+@pytest.mark.parametrize("kind", ["job", "pytorchjob", "trainjob"])
+def test_every_kind_starts_two_nodes_and_is_followed_to_its_end(
+    user: User, kind: str, training_operator: None, trainer: None
+) -> None:
+    spec = user.spec(kind=kind, nodes=2, stages=["base_train"])
+    began = time.monotonic()
+    process = user.start("submit", "--spec", spec, "--json")
+    pods = ("pods", "-n", user.namespace, "-l", "nanochat.dev/run=kt")
+    try:
+        wait_until("the first pod", lambda: user.access.items(*pods), 20)
+        say(f"{kind}: first pod {time.monotonic() - began:.2f} s after the command's start")
+        wait_until("both pods", lambda: len(user.access.items(*pods)) == 2, 20)
+        with hands(user, done):
+            out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0, err
+    assert json.loads(out)["stages"][0]["record"] == RECORD
+    plural = KINDS[kind].resource
+    assert list(user.jobs(plural)) == ["kt-base-train-1"]
+    user.ok("cancel", "--run", "kt")
+    assert user.left() == []
+
+
+class Kill:
+    """Kills a process at its k-th request, before the server sees it or the process sees the answer."""
+
+    def __init__(self, number: int, when: When) -> None:
+        self.number, self.when = number, when
+        self.victim: subprocess.Popen[str] | None = None
+        self.started = threading.Event()
+
+    def __call__(self, number: int, when: When, method: str, path: str) -> bool:
+        if (number, when) != (self.number, self.when):
+            return False
+        self.started.wait(10)
+        assert self.victim is not None
+        self.victim.kill()
+        self.victim.wait(10)
+        return True
+
+
+def killed_and_repeated(
+    control_plane: Access, folder: Path, number: int, when: When
+) -> tuple[int, list[str]]:
+    """Kill a submitter at one request and run another to the end; returns the first's exit code, the jobs."""
+    with control_plane.namespace("kill") as name:
+        user = User(control_plane, name, folder)
+        user.claim()
+        spec = user.spec(stages=STAGES)
+        kill = Kill(number, when)
+        with Cutter(control_plane.kubeconfig, kill) as cutter:
+            user.kubeconfig = cutter.kubeconfig(folder / "kubeconfig")
+            kill.victim = user.start("submit", "--spec", spec)
+            kill.started.set()
+            kill.victim.communicate(timeout=100)
+        user.kubeconfig = None
+        result = json.loads(user.ok("submit", "--spec", spec, "--json", timeout=100))
+        assert [s["record"] for s in result["stages"]] == [RECORD] * 3
+        return kill.victim.returncode, sorted(user.jobs())
+
+
+@pytest.mark.timeout(400, func_only=True)
+def test_a_submitter_killed_at_any_request_leaves_one_job_a_stage(
+    control_plane: Access, tmp_path: Path
+) -> None:
+    cases = list(itertools.product(range(1, 31), ("before", "after")))
+
+    def run(case: tuple[int, When]) -> tuple[int, list[str]]:
+        folder = tmp_path / f"{case[0]}-{case[1]}"
+        folder.mkdir()
+        return killed_and_repeated(control_plane, folder, *case)
+
+    began = time.monotonic()
+    with Hands(control_plane.kubeconfig, done), ThreadPoolExecutor(6) as pool:
+        results = dict(zip(cases, pool.map(run, cases), strict=True))
+    say(f"{len(cases)} kills in {time.monotonic() - began:.0f} s")
+    assert {case: jobs for case, (_, jobs) in results.items() if jobs != JOBS} == {}
+    assert {case: code for case, (code, _) in results.items() if code != -signal.SIGKILL} == {}
+
+
+def test_two_specs_at_once_never_overwrite_each_other(user: User, client: Client) -> None:
+    specs = [RunSpec.load(user.spec(f"{seed}.yaml", overrides={"seed": seed})) for seed in range(6)]
+    barrier = threading.Barrier(len(specs))
+
+    def race(spec: RunSpec) -> str:
+        barrier.wait()
+        try:
+            create(client, spec, description(spec, "data", 1))
+        except RunLockedError:
+            return "refused"
+        return spec.config().model_dump_json()
+
+    with ThreadPoolExecutor(len(specs)) as pool:
+        results = list(pool.map(race, specs))
+    winners = [r for r in results if r != "refused"]
+    assert len(winners) == 1
+    (job,) = user.jobs().values()
+    env = {e["name"]: e.get("value") for e in job["spec"]["template"]["spec"]["containers"][0]["env"]}
+    assert json.loads(env["NANOCHAT_CONFIG"])["spec"] == json.loads(winners[0])
+
+
+def test_a_changed_spec_does_not_touch_a_run_at_work(user: User) -> None:
+    user.ok("submit", "--spec", user.spec(), "--detach")
+    before = user.jobs()["kt-data-1"]
+    changed = user.run("submit", "--spec", user.spec(overrides={"seed": 7}), "--detach")
+    assert changed.returncode == 66
+    assert changed.stderr.startswith("error: stage `data` of run `kt` is at work with another spec")
+    assert "hint: wait for it, stop it with `nanochat cancel`" in changed.stderr
+    assert user.jobs()["kt-data-1"]["metadata"]["uid"] == before["metadata"]["uid"]
+    adopted = user.run("submit", "--spec", user.spec(), "--detach")
+    assert adopted.returncode == 0
+    assert "adopting job `kt-data-1`" in adopted.stderr
+
+
+def sequence(*ends: Any) -> Any:
+    """Return a play that ends the n-th pod it sees by the n-th of `ends`."""
+    order: dict[str, Any] = {}
+    rest = iter(ends)
+
+    def play(pod: dict[str, Any]) -> Any:
+        uid = pod["metadata"]["uid"]
+        if uid not in order:
+            order[uid] = next(rest)
+        return order[uid](pod)
+
+    return play
+
+
+def test_a_lost_rank_is_tried_again_and_each_attempt_keeps_its_cause(user: User) -> None:
+    lost = sequence(lambda pod: ended(pod, "", code=137), done)
+    with hands(user, lost):
+        result = json.loads(user.ok("submit", "--spec", user.spec(), "--json"))
+    assert result["stages"][0]["attempt"] == 2
+    jobs = user.jobs()
+    assert sorted(jobs) == ["kt-data-1", "kt-data-2"]
+    cause = json.loads(jobs["kt-data-1"]["metadata"]["annotations"]["nanochat.dev/cause"])
+    assert (cause["kind"], cause["exit_code"], cause["retried"]) == ("killed", 137, True)
+
+
+def test_divergence_is_not_tried_again_until_a_person_says_so(user: User) -> None:
+    spec = user.spec()
+    nan = sequence(lambda pod: failed(pod, 70, "loss is nan at step 12", "lower the learning rate"), done)
+    with hands(user, nan):
+        first = user.run("submit", "--spec", spec)
+        assert first.returncode == 70
+        assert first.stderr.splitlines()[-3:] == [
+            "error: stage `data`, attempt 1: loss is nan at step 12",
+            "",
+            "hint: lower the learning rate",
+        ]
+        told = user.ok("explain", "--run", "kt")
+        assert told == "data, attempt 1: loss is nan at step 12\nhint: lower the learning rate\n"
+        result = json.loads(user.ok("resume", "--run", "kt", "--json"))
+    assert result["stages"][0]["attempt"] == 2
+
+
+def test_attempts_end_at_their_number(user: User) -> None:
+    with hands(user, lambda pod: ended(pod, "", code=139)):
+        ran = user.run("submit", "--spec", user.spec(max_attempts=2))
+    assert ran.returncode == 139
+    assert "error: stage `data`, attempt 2 (the last of 2): " in ran.stderr
+    assert sorted(user.jobs()) == ["kt-data-1", "kt-data-2"]
+
+
+def test_memory_that_runs_out_twice_ends_it(user: User) -> None:
+    with hands(user, lambda pod: ended(pod, "", code=137, reason="OOMKilled")):
+        ran = user.run("submit", "--spec", user.spec())
+    assert ran.returncode == 137
+    assert "attempt 2 (the same again): pod kt-data-2-0-" in ran.stderr
+    assert "was killed for memory at its limit of 4Gi (OOMKilled)" in ran.stderr
+    assert "hint: raise `resources.memory`" in ran.stderr
+
+
+def test_a_job_that_says_nothing_of_its_record_is_not_believed(user: User) -> None:
+    with hands(user, lambda pod: ended(pod, "all is well", code=0)):
+        ran = user.run("submit", "--spec", user.spec())
+    assert ran.returncode == 65
+    assert "two jobs succeeded without saying which record they left" in ran.stderr
+
+
+def test_cancel_leaves_nothing_and_ends_the_submitter(user: User) -> None:
+    spec = user.spec(nodes=2, stages=["base_train"])
+    with hands(user, running), open(os.devnull, "w") as nowhere:
+        process = user.start("submit", "--spec", spec)
+        wait_until("the pods to run", lambda: sum(p["status"]["phase"] == "Running" for p in pods(user)) == 2)
+        began = time.monotonic()
+        user.ok("cancel", "--run", "kt")
+        print(f"{time.monotonic() - began:.2f}", file=nowhere)
+        say(f"cancel: {time.monotonic() - began:.2f} s from the command's start to all told")
+        assert time.monotonic() - began <= 3.0 + 1.0  # the bar, and a process start on two shared cores
+        assert user.jobs() == {}
+        assert all(pod["metadata"].get("deletionTimestamp") for pod in pods(user))
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert "run `kt` was cancelled" in err
+    wait_until("nothing to be left", lambda: user.left() == [])
+    assert user.ok("cancel", "--run", "kt") == ""
+
+
+def pods(user: User) -> list[dict[str, Any]]:
+    return user.access.items("pods", "-n", user.namespace, "-l", "nanochat.dev/run=kt")
+
+
+def test_cancel_self_knows_run_and_stage_from_its_environment(user: User) -> None:
+    user.ok("submit", "--spec", user.spec(), "--detach")
+    user.ok("submit", "--spec", user.spec(run="other"), "--detach")
+    user.extra_env = {"NANOCHAT_RUN": "kt", "NANOCHAT_STAGE": "data", "NANOCHAT_NAMESPACE": user.namespace}
+    for _ in range(2):
+        user.ok("cancel", "--self")
+        assert list(user.jobs()) == ["other-data-1"]
+
+
+def test_a_run_survives_the_api_servers_death(user: User, own: Cluster) -> None:
+    spec = user.spec(stages=["data", "tok_train"])
+    process = user.start("submit", "--spec", spec, "--json")
+    wait_until("the first job", lambda: user.jobs())
+    with hands(user, done):
+        wait_until("the second job", lambda: len(user.jobs()) == 2)
+        own.kill_component("apiserver")
+        own.start_component("apiserver")
+        out, err = process.communicate(timeout=90)
+    assert process.returncode == 0, err
+    assert [s["record"] for s in json.loads(out)["stages"]] == [RECORD, RECORD]
+    assert sorted(user.jobs()) == ["kt-data-1", "kt-tok-train-1"]
+
+
+def test_an_expired_watch_is_answered_by_a_new_list(user: User, client: Client, tmp_path: Path) -> None:
+    with pytest.raises(Gone):
+        list(client.watch(PODS, "1"))
+    seen = 0
+
+    class Stale(Client):
+        def watch(self, resource: Any, version: str, **options: Any) -> Any:
+            nonlocal seen
+            seen += 1
+            return super().watch(resource, "1" if seen % 2 else version, **options)
+
+    stale = Stale(client.transport, user.namespace)
+    changes = following.follow(stale, LEASES, window_s=lambda: 1.0)
+    names = []
+    for change in changes:
+        if change.kind == "tick" and len(names) < 3:
+            lease = {"metadata": {"name": f"l{len(names)}"}, "spec": {}}
+            client.create(LEASES, {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", **lease})
+            names.append(f"l{len(names)}")
+        if change.kind == "set" and change.name == "l2":
+            break
+    assert seen >= 2
+
+
+def test_a_lost_node_ends_the_attempt_and_the_next_goes_on(user: User, client: Client) -> None:
+    node = {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": f"lost-{user.namespace}"},
+        "spec": {"unschedulable": True},
+    }
+    user.access.create(node)
+    first: list[str] = []
+
+    def play(pod: dict[str, Any]) -> Any:
+        uid = pod["metadata"]["uid"]
+        if not first:
+            first.append(uid)
+            target = {"apiVersion": "v1", "kind": "Node", "name": node["metadata"]["name"]}
+            binding = {
+                "apiVersion": "v1",
+                "kind": "Binding",
+                "metadata": {"name": name_of(pod), "namespace": user.namespace},
+                "target": target,
+            }
+            path = PODS.path(user.namespace, name_of(pod), "binding")
+            assert client.transport.request("POST", path, body=binding).status == 201
+        if uid != first[0]:
+            return done(pod)
+        status = running(pod)
+        status["conditions"][0]["status"] = "False"
+        return status
+
+    try:
+        user.access.kubectl(
+            *("patch", "node", node["metadata"]["name"], "--subresource=status", "--type=merge", "-p"),
+            json.dumps({"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}}),
+        )
+        with hands(user, play):
+            ran = user.run("submit", "--spec", user.spec(), "--json", "--wait-for-nodes")
+        assert ran.returncode == 0, ran.stderr
+        assert f"node `{node['metadata']['name']}` of pod kt-data-1-0-" in ran.stderr
+        assert json.loads(ran.stdout)["stages"][0]["attempt"] == 2
+    finally:
+        user.access.kubectl("delete", "node", node["metadata"]["name"])
+
+
+def test_a_stop_signal_detaches_but_with_a_lease_deletes(user: User) -> None:
+    process = user.start("submit", "--spec", user.spec())
+    wait_until("the job", lambda: user.jobs())
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "what works in the cluster goes on" in err
+    assert list(user.jobs()) == ["kt-data-1"]
+    user.ok("cancel", "--run", "kt")
+
+    leased = user.start("submit", "--spec", user.spec(), "--lease", "kt-data")
+    wait_until("the job", lambda: user.jobs())
+    lease = user.access.get("lease", "kt-data", "-n", user.namespace)
+    assert lease["spec"]["leaseDurationSeconds"] == 60
+    (job,) = user.jobs().values()
+    (guard,) = job["spec"]["template"]["spec"]["initContainers"]
+    assert guard["command"][-4:] == ["--lease", "kt-data", "--job", "jobs.batch/kt-data-1"]
+    leased.terminate()
+    _, err = leased.communicate(timeout=20)
+    assert leased.returncode == 143
+    assert user.jobs() == {}
+    wait_until("nothing to be left", lambda: user.left() == [])
+
+
+def account_folder(user: User, account: str, folder: Path) -> tuple[Path, dict[str, str]]:
+    """Return a service account's mount as a pod has it, and the variables that go with it."""
+    kubeconfig = yaml.safe_load(user.access.account_kubeconfig(user.namespace, account).read_text())
+    cluster = kubeconfig["clusters"][0]["cluster"]
+    import base64
+    from urllib.parse import urlsplit
+
+    folder.mkdir()
+    (folder / "token").write_text(kubeconfig["users"][0]["user"]["token"])
+    (folder / "namespace").write_text(user.namespace)
+    (folder / "ca.crt").write_bytes(base64.b64decode(cluster["certificate-authority-data"]))
+    server = urlsplit(cluster["server"])
+    return folder, {
+        "KUBERNETES_SERVICE_HOST": str(server.hostname),
+        "KUBERNETES_SERVICE_PORT": str(server.port),
+    }
+
+
+GUARD_ROLE = [
+    {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "guard"}},
+    {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "Role",
+        "metadata": {"name": "guard"},
+        "rules": [
+            {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get"]},
+            {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["delete"]},
+        ],
+    },
+    {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "RoleBinding",
+        "metadata": {"name": "guard"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "guard"},
+        "subjects": [{"kind": "ServiceAccount", "name": "guard"}],
+    },
+]
+
+
+@pytest.mark.parametrize("end", ["silent", "deleted"])
+def test_the_guard_deletes_its_job_when_nobody_renews(
+    user: User, client: Client, tmp_path: Path, end: str
+) -> None:
+    user.access.create(GUARD_ROLE, namespace=user.namespace)
+    user.ok("submit", "--spec", user.spec(), "--detach")
+    spec = {"leaseDurationSeconds": 2, "renewTime": "2026-01-01T00:00:00.000000Z", "holderIdentity": "x"}
+    lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "kt-data"}}
+    client.create(LEASES, {**lease, "spec": spec})
+    folder, env = account_folder(user, "guard", tmp_path / "account")
+    code = (
+        "import pathlib, sys; from nanochat_platform.kube import guard;"
+        "sys.exit(guard.main(sys.argv[2:], account=pathlib.Path(sys.argv[1])))"
+    )
+    arguments = ["--lease", "kt-data", "--job", "jobs.batch/kt-data-1", "--look-s", "0.2"]
+    guard = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder), *arguments],
+        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'platform'}", **env},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        for renewal in range(4):  # as long as somebody renews, nothing happens
+            time.sleep(0.7)
+            client.patch(LEASES, "kt-data", {"spec": {"renewTime": f"2026-01-01T00:00:0{renewal}.500000Z"}})
+            assert guard.poll() is None
+        assert list(user.jobs()) == ["kt-data-1"]
+        if end == "deleted":
+            client.delete(LEASES, "kt-data")
+        wait_until("the job to be deleted", lambda: user.jobs() == {}, 10)
+        assert guard.poll() is None  # leaving would only have its container restarted
+    finally:
+        guard.terminate()
+    _, err = guard.communicate(timeout=10)
+    assert guard.returncode == 0
+    assert ("nobody renewed its lease" if end == "silent" else "its lease is gone") in err
+
+
+def test_status_list_and_resume_read_the_cluster_alone(user: User) -> None:
+    spec = user.spec(stages=["data", "tok_train"])
+    with hands(user, lambda pod: done(pod) if stage_config(pod).stage == "data" else running(pod)):
+        process = user.start("submit", "--spec", spec)
+        jobs = ("pods", "-n", user.namespace, "-l", "nanochat.dev/stage=tok_train")
+        wait_until(
+            "the second stage",
+            lambda: [p for p in user.access.items(*jobs) if p["status"]["phase"] == "Running"],
+        )
+        process.kill()
+        process.communicate(timeout=10)
+        rows = json.loads(user.ok("status", "--namespace", user.namespace, "--json"))["stages"]
+    assert [(row["stage"], row["state"]) for row in rows] == [("data", "succeeded"), ("tok_train", "running")]
+    text = user.ok("status", "--namespace", user.namespace)
+    assert text.splitlines()[2].split() == ["STAGE", "ATTEMPT", "STATE", "READY", "TIME", "JOB"]
+    (listed,) = json.loads(user.ok("list", "--namespace", user.namespace, "--json"))
+    assert (listed["run"], listed["stage"], listed["done"]) == ("kt", "tok_train", 1)
+    nothing = user.ok("explain", "--namespace", user.namespace)
+    assert nothing == "nothing is wrong with run `kt`: `tok_train` is running\n"
+    with hands(user, done):
+        result = json.loads(user.ok("resume", "--namespace", user.namespace, "--json"))
+    assert [s["record"] for s in result["stages"]] == [RECORD, RECORD]
+    assert sorted(user.jobs()) == ["kt-data-1", "kt-tok-train-1"]
+
+
+def test_deleting_a_kind_goes_by_its_own_path() -> None:
+    assert of_kind(KINDS["pytorchjob"]).path("n", "x") == KINDS["pytorchjob"].path("n", "x")
