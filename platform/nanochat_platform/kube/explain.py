@@ -81,12 +81,13 @@ def _without_pods(facts: Facts, phase: Phase) -> Cause:
     refused = _not_created(facts, whenever=True)
     if refused is not None:
         return refused
-    lost = not facts.pods
-    text = "its pods are gone and left no reason" if lost else "its containers left no reason"
+    # No container ended badly, so the pod that did was deleted before anybody could look: a node that is
+    # gone, a forced deletion. The job's other pods are removed with it, working or not.
+    text = "a pod of it is gone and left no reason" if facts.pods else "its pods are gone and left no reason"
     return Cause(
-        kind="pods-lost" if lost else "unknown",
+        kind="pods-lost",
         text=f"{text}: {phase.message or phase.reason}" if phase.message or phase.reason else text,
-        exit_code=137 if lost else 1,
+        exit_code=137,
         fix="`nanochat logs` shows what is left; the run continues from its last checkpoint",
     )
 
