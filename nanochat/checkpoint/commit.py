@@ -115,10 +115,11 @@ class CheckpointStore:
             RunLockedError: a newer attempt owns the run.
         """
         place, group = topology or Topology(), self._group
-        incoming = self.folder / f".incoming-{step:08d}-{self._attempt}"
+        attempt = group.share(self._attempt)  # another node may see an older `owner` through its cache
+        incoming = self.folder / f".incoming-{step:08d}-{attempt}"
         first = place.rank == 0
         if first:
-            self._sweep(incoming)
+            self._sweep(keep=incoming)
         failure: NanochatError | OSError | None = None
         entries: dict[str, Entry] = {}
         try:
@@ -128,13 +129,13 @@ class CheckpointStore:
         if group.agree(failure is None) and first:
             try:
                 self._publish(incoming, step, place, entries)
+                self._retire()
             except (NanochatError, OSError) as error:
                 failure = error
-        ok = group.agree(failure is None)
         if first:
-            self._sweep(None if ok else incoming, also=not ok)
-            if ok:
-                self._retire()
+            self._sweep()
+        # After the tidying: ranks that stop here end together, and nobody is killed for being slow.
+        ok = group.agree(failure is None)
         if failure is not None:
             raise failure
         if not ok:
@@ -175,11 +176,13 @@ class CheckpointStore:
                 f"attempt {now} took over the run from attempt {self._attempt}; this one publishes nothing"
             )
 
-    def _sweep(self, incoming: Path | None, *, also: bool = False) -> None:
-        """Remove what dead writers left; `incoming` itself only with `also`."""
+    def _sweep(self, *, keep: Path | None = None) -> None:
+        """Remove what dead writers left; a writer that a later attempt fenced touches nothing of its."""
         with contextlib.suppress(OSError):
+            if _attempt(self._owner) != self._attempt:
+                return
             for left in [*self.folder.glob(".incoming-*"), *self.folder.glob(".removing-*")]:
-                if also or left != incoming:
+                if left != keep:
                     remove(left)
 
     def _retire(self) -> None:

@@ -247,8 +247,11 @@ def test_a_writer_that_another_attempt_replaced_publishes_nothing(tmp_path):
     stale = CheckpointStore(tmp_path / "r" / "base_train")
     save(stale, 1)
     owner.write_text('{"attempt": 4}')
+    begun = tmp_path / "r" / "base_train" / "checkpoints" / ".incoming-00000002-4"
+    begun.mkdir()
     with pytest.raises(RunLockedError, match="attempt 4 took over"):
         save(stale, 2)
+    assert begun.exists(), "what the later attempt is writing is not the stale one's to tidy"
     fresh = CheckpointStore(tmp_path / "r" / "base_train")
     assert fresh.latest().step == 1
     save(fresh, 2)
