@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from nanochat.errors import UnavailableError
 from nanochat.files import write_bytes
 from nanochat.run.stage import STAGES, Stage
-from nanochat_platform.kube.names import APP, HOME, STAGE, UID
+from nanochat_platform.kube.names import HOME, STAGE, UID, app_labels
 from nanochat_platform.pipeline import artifacts
 from nanochat_platform.pipeline.parameters import Parameters
 
@@ -28,7 +28,6 @@ NAME = "speedrun"
 STEP = ("python", "-m", "nanochat_platform.pipeline.step")
 KILL = ("python", "-m", "nanochat_platform.pipeline.kill", "%d")
 """What a backend runs in the step's container to stop it; `%d` becomes the signal's number."""
-LABELS = {"app.kubernetes.io/name": APP, "app.kubernetes.io/component": "pipeline"}
 
 
 def compile_pipeline(
@@ -120,7 +119,7 @@ def _place(task: PipelineTask, stage: Stage, values: dict[str, Any]) -> None:
     kubernetes.mount_pvc(task, pvc_name=values["claim"], mount_path=HOME)
     kubernetes.set_security_context(task, run_as_user=UID, run_as_group=UID, run_as_non_root=True)
     kubernetes.add_pod_annotation(task, "workflows.argoproj.io/kill-cmd-main", json.dumps(list(KILL)))
-    for key, value in {**LABELS, STAGE: stage.name}.items():
+    for key, value in {**app_labels("pipeline"), STAGE: stage.name}.items():
         kubernetes.add_pod_label(task, key, value)
 
 

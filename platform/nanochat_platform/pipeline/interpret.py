@@ -112,13 +112,22 @@ def collect(executor_input: Mapping[str, Any], output_file: Path) -> dict[str, A
     Raises:
         DataError: the file is not what a step writes.
     """
-    said = read_json(output_file).get("artifacts", {}) if output_file.exists() else {}
+    return merge(executor_input, read_json(output_file) if output_file.exists() else {})
+
+
+def merge(executor_input: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a step's output artifacts: as provisioned, with what the step said of them over that.
+
+    Raises:
+        DataError: it speaks of an artifact that it does not leave.
+    """
+    told = said.get("artifacts", {})
     found = {}
     for name, artifacts in executor_input["outputs"]["artifacts"].items():
         provisioned = artifacts["artifacts"][0]
-        told = said.get(name, {}).get("artifacts", [{}])[0]
-        metadata = {**provisioned.get("metadata", {}), **told.get("metadata", {})}
-        found[name] = {**provisioned, "uri": told.get("uri") or provisioned["uri"], "metadata": metadata}
-    if unknown := sorted(set(said) - set(found)):
-        raise DataError(f"`{output_file}` tells of `{unknown[0]}`, which the step does not leave")
+        mine = told.get(name, {}).get("artifacts", [{}])[0]
+        metadata = {**provisioned.get("metadata", {}), **mine.get("metadata", {})}
+        found[name] = {**provisioned, "uri": mine.get("uri") or provisioned["uri"], "metadata": metadata}
+    if unknown := sorted(set(told) - set(found)):
+        raise DataError(f"a step tells of the artifact `{unknown[0]}`, which it does not leave")
     return found

@@ -11,7 +11,7 @@ import socket
 from dataclasses import dataclass
 
 from nanochat.errors import UnavailableError
-from nanochat_platform.kube.names import CAUSE
+from nanochat_platform.kube.names import CAUSE, RUN
 from nanochat_platform.kube.resources import PODS, Resource, label_of, meta
 from nanochat_platform.kube.transport import Transport, Unreachable
 
@@ -46,20 +46,29 @@ class Pod:
         namespace, name = transport.access.namespace, os.environ.get("KFP_POD_NAME") or socket.gethostname()
         return cls(namespace, name, _workflow(transport, namespace, name), transport)
 
+    def join(self, run: str) -> None:
+        """Label the pod with the run, so that `nanochat explain` finds what it said last."""
+        self._note({"labels": {RUN: run}})
+
     def annotate_cause(self, message: str) -> None:
-        """Note on the pod why the step failed; what is not allowed to is not done."""
-        if self.transport is not None:
-            note = {"metadata": {"annotations": {CAUSE: message}}}
-            # A connection of its own: the other one belongs to the handler of stop signals.
-            own = Transport(self.transport.access)
-            with contextlib.suppress(Unreachable):
-                own.request(
-                    "PATCH",
-                    PODS.path(self.namespace, self.name),
-                    body=note,
-                    content_type=_MERGE,
-                    timeout_s=_TIMEOUT_S,
-                )
+        """Note on the pod why the step failed."""
+        self._note({"annotations": {CAUSE: message}})
+
+    def _note(self, metadata: dict[str, dict[str, str]]) -> None:
+        """Change the pod's metadata; what is not allowed to is not done."""
+        if self.transport is None:
+            return
+        # A connection of its own: the other one belongs to the handler of stop signals.
+        own = Transport(self.transport.access)
+        with contextlib.suppress(Unreachable):
+            own.request(
+                "PATCH",
+                PODS.path(self.namespace, self.name),
+                body={"metadata": metadata},
+                content_type=_MERGE,
+                timeout_s=_TIMEOUT_S,
+            )
+        own.close()
 
 
 def _workflow(transport: Transport, namespace: str, name: str) -> str | None:

@@ -157,6 +157,7 @@ class Submission:
             NanochatError: the outputs cannot be told.
         """
         self.state.write()
+        self._pod.join(self.state.run)
         with tempfile.TemporaryDirectory() as folder, self._child:
             for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 signal.signal(signum, self._stop)
