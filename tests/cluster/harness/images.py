@@ -18,15 +18,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from . import build
-from .host import ROOT, HarnessError, cache_root, cached, need_packages, need_root, run, say
+from .host import ROOT, HarnessError, cache_root, cached, locked, need_packages, need_root, run, say
 from .oci import Image, open_image, repack, unpacked_size, write_image
 
 BASE_TAG = "localhost/nanochat/base:bookworm"
 PAUSE_TAG = "localhost/nanochat/pause:1"
-BASE_PACKAGES = ("ca-certificates", "procps", "python3", "python3-venv", "tini")
+BASE_PACKAGES = ("ca-certificates", "procps", "python3", "python3-venv", "tini", "usr-is-merged")
+# /usr is merged from the start, as in Debian's own images: `usrmerge`, which would do it later, brings Perl.
+MERGED = "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr"
 UNWANTED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*")
 HOST_CERTIFICATES = Path("/etc/ssl/certs")
 BUNDLE = HOST_CERTIFICATES / "ca-certificates.crt"
+MAX_LAYERS = 400  # of buildah's storage, before it starts afresh
 # What a build may take over from the environment of whoever starts it.
 PASSED_ON = (
     "PIP_INDEX_URL",
@@ -57,7 +60,7 @@ def pause_image() -> Image:
 
 def base_image() -> Image:
     """Return Debian 12 with Python, tini and CA certificates, as small as its packages allow."""
-    key = hashlib.sha256(repr((BASE_TAG, BASE_PACKAGES, UNWANTED)).encode()).hexdigest()[:12]
+    key = hashlib.sha256(repr((BASE_TAG, BASE_PACKAGES, MERGED, UNWANTED)).encode()).hexdigest()[:12]
 
     def make(folder: Path) -> None:
         need_root()
@@ -67,7 +70,15 @@ def base_image() -> Image:
         options = [f"--dpkgopt=path-exclude={pattern}" for pattern in UNWANTED]
         names = ",".join(BASE_PACKAGES)
         clean = ["--customize-hook=rm -rf $1/var/cache/apt/* $1/var/lib/apt/lists/* $1/var/log/*"]
-        command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={names}", *options, *clean]
+        command = [
+            "mmdebstrap",
+            "--quiet",
+            "--variant=minbase",
+            MERGED,
+            f"--include={names}",
+            *options,
+            *clean,
+        ]
         run([*command, "bookworm", layer], timeout=900)
         path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         write_image(folder / "image.oci", BASE_TAG, [layer], {"Env": [f"PATH={path}", "LANG=C.UTF-8"]})
@@ -148,7 +159,10 @@ def build_image(
             for member, source in files:
                 (context / member).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(source, context / member)
-            _buildah(Path(scratch), context, dockerfile, tag, base, arguments, target, folder / "image.oci")
+            with locked(cache_root() / "locks" / "buildah"):
+                _buildah(
+                    Path(scratch), context, dockerfile, tag, base, arguments, target, folder / "image.oci"
+                )
         size = unpacked_size(open_image(folder / "image.oci"))
         say(f"built image {tag} in {time.monotonic() - started:.0f} s, {size / 1e6:.0f} MB unpacked")
 
@@ -165,13 +179,21 @@ def _buildah(
     target: str | None,
     archive: Path,
 ) -> None:
-    """Run buildah on a storage of its own, in namespaces that take its mounts and processes with them."""
-    storage = ["--storage-driver=overlay", f"--root={scratch / 'root'}", f"--runroot={scratch / 'run'}"]
-    alone = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    buildah = [*alone, "buildah", *storage]
+    """Run buildah on the cache's storage, in namespaces that take its mounts and processes with them.
+
+    The storage keeps the layer of every instruction: a build after a change of code makes the last layers
+    alone, and containerd unpacks these alone.
+    """
     caches = cache_root() / "buildah"
     caches.mkdir(exist_ok=True)
+    layers = caches / "layers"
+    if layers.is_dir() and len(list((layers / "overlay").iterdir())) > MAX_LAYERS:
+        shutil.rmtree(layers)
+    storage = ["--storage-driver=overlay", f"--root={layers}", f"--runroot={scratch / 'run'}"]
+    alone = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    buildah = [*alone, "buildah", *storage]
     env = {"TMPDIR": str(caches), "BUILDAH_ISOLATION": "chroot"}
+    run([*buildah, "rm", "--all"], env=env)  # containers of a build that was killed
     run([*buildah, "pull", "--quiet", f"oci-archive:{base.archive}"], env=env, timeout=300)
     given = {**_index_arguments(), **arguments, "BASE": base.tag}
     options = [f"--build-arg={name}={value}" for name, value in given.items()]
@@ -179,15 +201,7 @@ def _buildah(
         options += ["--volume", f"{HOST_CERTIFICATES}:{HOST_CERTIFICATES}:ro"]
     if target is not None:
         options += ["--target", target]
-    build_step = [
-        "build",
-        "--isolation=chroot",
-        "--layers=false",
-        "--pull-never",
-        "--format=oci",
-        "--tag",
-        tag,
-    ]
+    build_step = ["build", "--isolation=chroot", "--layers", "--pull-never", "--format=oci", "--tag", tag]
     run([*buildah, *build_step, *options, f"--file={dockerfile}", str(context)], env=env, timeout=1800)
     # To a plain folder: buildah compresses the layers of an OCI layout whatever it is told.
     pushed = scratch / "pushed"
