@@ -97,6 +97,12 @@ def test_what_cannot_fit_is_refused_before_anything_is_made(changes, message):
         plan_cluster(RunSpec.model_validate(GPU | changes))
 
 
+def test_an_image_by_tag_is_a_warning():
+    tagged = plan_cluster(RunSpec.model_validate(LEAST | {"image": "nanochat/train:0.1.0"}))
+    assert any("`nanochat/train:0.1.0` has no digest" in warning for warning in tagged.warnings)
+    assert not plan_cluster(RunSpec.model_validate(LEAST)).warnings
+
+
 def test_the_text_names_every_object_and_the_quota():
     text = describe(plan_cluster(RunSpec.model_validate(ALL)))
     for name in (

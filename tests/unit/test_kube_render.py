@@ -97,7 +97,8 @@ def test_every_kind_runs_the_same_pod_with_the_same_command(name, kind):
     assert template["spec"]["terminationGracePeriodSeconds"] > job.grace_s
     assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
     other = pod_template(job, KINDS["pytorchjob"])
-    for path in ("securityContext", "volumes", "restartPolicy", "automountServiceAccountToken"):
+    assert template["spec"].get("restartPolicy") == (None if kind == "pytorchjob" else "Never")
+    for path in ("securityContext", "volumes", "automountServiceAccountToken"):
         assert get(template, f"spec.{path}") == get(other, f"spec.{path}")
 
 

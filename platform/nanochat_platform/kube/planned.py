@@ -27,7 +27,7 @@ def plan_cluster(spec: RunSpec, *, leased: bool = False, data: DataFacts | None 
         QuotaError: it costs more than the spec's budget.
     """
     objects = tuple(planned_objects(spec, leased=leased))
-    return make_plan(
+    plan = make_plan(
         spec.config(),
         _machine(spec),
         nodes=spec.nodes,
@@ -35,6 +35,10 @@ def plan_cluster(spec: RunSpec, *, leased: bool = False, data: DataFacts | None 
         objects=objects,
         budget_usd=spec.budget_usd,
     )
+    if "@sha256:" in spec.image:
+        return plan
+    text = f"image `{spec.image}` has no digest: what its tag means can change under the run"
+    return plan.model_copy(update={"warnings": (*plan.warnings, text)})
 
 
 def planned_objects(spec: RunSpec, *, leased: bool = False) -> Iterator[PlannedObject]:

@@ -42,7 +42,6 @@ def pod_template(job: JobDescription, kind: Kind, *, first: bool = True) -> dict
     """Return the pod template of a job's nodes; `first`: of the node (or of all) that watches the lease."""
     guarded = first and job.lease is not None
     spec: dict[str, Any] = {
-        "restartPolicy": "Never",
         "terminationGracePeriodSeconds": job.grace_s + END_MARGIN_S,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,  # a Service called `nanochat` would set NANOCHAT_* variables
@@ -50,6 +49,8 @@ def pod_template(job: JobDescription, kind: Kind, *, first: bool = True) -> dict
         "containers": [_trainer(job, kind)],
         "volumes": _volumes(job),
     }
+    if kind.name != "pytorchjob":  # it has a field of its own, and an event against a second one
+        spec["restartPolicy"] = "Never"
     if guarded:
         spec["serviceAccountName"] = names.TRAIN_ACCOUNT
         spec["initContainers"] = [_guard(job, kind)]
