@@ -54,6 +54,20 @@ def hang():
     in_replicas(stop)
 
 
+def models():
+    """Return how many models each replica's memory holds."""
+
+    def count(_):
+        import gc
+
+        from nanochat.gpt import GPT
+
+        gc.unfreeze()  # frozen objects are not listed
+        return sum(isinstance(thing, GPT) for thing in gc.get_objects())
+
+    return in_replicas(count)
+
+
 def memory():
     """Return the proportional set size of all processes of this Ray, in bytes."""
     total = 0
@@ -79,7 +93,7 @@ def main():
     ray.init(num_cpus=1, include_dashboard=False, object_store_memory=80 << 20, _temp_dir=options["temp"])
     serve.start(http_options={"host": "127.0.0.1", "port": options["port"]})
     print(json.dumps("ready"), file=sys.__stdout__, flush=True)
-    commands = {f.__name__: f for f in (deploy, delete, replicas, hang, memory, status)}
+    commands = {f.__name__: f for f in (deploy, delete, replicas, hang, models, memory, status)}
     for line in sys.stdin:
         arguments = json.loads(line)
         print(json.dumps(commands[arguments.pop("do")](**arguments)), file=sys.__stdout__, flush=True)

@@ -59,7 +59,8 @@ class _Live:
         self._open += 1
         self.idle.clear()
         try:
-            await self.app(scope, receive, send)
+            # FastAPI writes the app into the scope, and an idle connection keeps its last request's scope.
+            await self.app(dict(scope), receive, send)
         finally:
             self._open -= 1
             if self._open == 0:

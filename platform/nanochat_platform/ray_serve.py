@@ -198,7 +198,6 @@ def _log_to_serve() -> None:
     ours = logging.getLogger("nanochat")
     ours.setLevel(logging.INFO)
     ours.handlers = [_Forward()]
-    ours.propagate = False
 
 
 class _Forward(logging.Handler):

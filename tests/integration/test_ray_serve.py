@@ -330,6 +330,7 @@ def test_a_change_of_the_model_drops_no_stream_and_keeps_the_process(ray, api):
         assert {event["model"] for event in events} == {"r/chat_sft-7"}
         assert events[-1]["choices"][0]["finish_reason"] == "length"
     assert ray.pid() == pid
+    wait_for(lambda: ray.do("models") == [1])
     assert metric(api, 'nanochat_model_swaps_total{outcome="taken"}') >= 1
 
 

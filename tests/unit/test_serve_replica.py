@@ -36,14 +36,14 @@ class Call:
         self._hold = body is not None
         if body is None:
             self.send_body({})
-        scope = {
+        self.scope = {
             "type": "http",
             "method": "GET" if body is None else "POST",
             "path": path,
             "headers": [(b"content-type", b"application/json")],
             "query_string": b"",
         }
-        self.task = asyncio.create_task(app(scope, self._receive, self._send))
+        self.task = asyncio.create_task(app(self.scope, self._receive, self._send))
 
     def send_body(self, fields):
         self._body.put_nowait({"type": "http.request", "body": json.dumps(fields).encode()})
@@ -183,10 +183,11 @@ def test_the_old_engine_is_freed_though_the_collector_was_frozen():
         await replica.swap(first)
         gc.freeze()  # what Ray Serve does after the start
         try:
-            await chat(replica).end()
+            kept = await chat(replica).end()  # as a server keeps an idle connection's last request
             await replica.swap(lambda: offer("new"))
             await replica.swap(lambda: offer("newer"))  # waits until the first is gone
             assert gone[0]() is None
+            assert kept.status == 200
             assert gc.get_freeze_count() > 0
         finally:
             gc.unfreeze()
