@@ -208,10 +208,6 @@ class Node:
     fabric_env: dict[str, str]
     """Added to it where more than one node trains."""
 
-    def share(self, gpus: int) -> Share:
-        """Return what a pod with `gpus` GPUs asks of its node."""
-        return self.per_gpu.times(gpus) if gpus else self.without_gpu
-
 
 _UNITS = {"": 1.0, "n": 1e-9, "u": 1e-6, "m": 1e-3, "k": 1e3}
 _UNITS |= {letter: 1000.0**power for power, letter in enumerate("MGTPE", 2)}

@@ -1,6 +1,7 @@
 """The spec of a run on a cluster: from YAML and flags, and every way to get it wrong."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,7 @@ def test_a_wrong_value_is_named_with_its_fix(write, changes, message, hint):
         ("- preset\n", "holds no mapping"),
         ("", "holds no mapping"),
         ("preset: a\n---\npreset: b\n", "line 2: not YAML"),
+        ("preset: \x00", "is not YAML"),
     ],
 )
 def test_a_file_that_says_nothing_clear_is_refused_by_its_line(write, text, message):
@@ -198,6 +200,14 @@ def test_a_missing_file_and_a_binary_one_are_named(tmp_path):
     (tmp_path / "run.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="not UTF-8"):
         RunSpec.load(tmp_path / "run.yaml")
+
+
+def test_without_yaml_the_extra_is_named(write, monkeypatch):
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    path = write("preset: a")
+    with pytest.raises(ConfigError, match="needs PyYAML") as caught:
+        RunSpec.load(path)
+    assert "[kubernetes]" in caught.value.hint
 
 
 def test_a_wrong_flag_is_called_by_its_option(write):
