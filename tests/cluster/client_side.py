@@ -41,6 +41,7 @@ class User:
     folder: Path
     kubeconfig: Path | None = None
     extra_env: dict[str, str] = field(default_factory=dict)
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def spec(self, name: str = "run.yaml", **changes: Any) -> Path:
         """Write a spec; returns its file."""
@@ -64,9 +65,17 @@ class User:
     def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
         """Start the command line."""
         command = [sys.executable, "-m", "nanochat_platform.cli", *map(str, arguments)]
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
+        self.started.append(process)
+        return process
+
+    def close(self) -> None:
+        """End what still runs."""
+        for process in self.started:
+            with process:
+                process.kill()
 
     def run(self, *arguments: str | Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """Run the command line to its end."""

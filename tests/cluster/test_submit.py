@@ -38,10 +38,11 @@ JOBS = ["kt-data-1", "kt-tok-eval-1", "kt-tok-train-1"]
 
 
 @pytest.fixture
-def user(control_plane: Access, namespace: str, tmp_path: Path) -> User:
+def user(control_plane: Access, namespace: str, tmp_path: Path) -> Iterator[User]:
     found = User(control_plane, namespace, tmp_path)
     found.claim()
-    return found
+    yield found
+    found.close()
 
 
 @pytest.fixture
@@ -110,7 +111,7 @@ def test_every_kind_starts_two_nodes_and_is_followed_to_its_end(
         with hands(user, done):
             out, err = process.communicate(timeout=60)
     finally:
-        process.kill()
+        user.close()
     assert process.returncode == 0, err
     assert json.loads(out)["stages"][0]["record"] == RECORD
     plural = KINDS[kind].resource
@@ -174,6 +175,33 @@ def test_a_submitter_killed_at_any_request_leaves_one_job_a_stage(
     say(f"{len(cases)} kills in {time.monotonic() - began:.0f} s")
     assert {case: jobs for case, (_, jobs) in results.items() if jobs != JOBS} == {}
     assert {case: code for case, (code, _) in results.items() if code != -signal.SIGKILL} == {}
+
+
+def test_a_submitter_killed_at_any_file_operation_leaves_one_job_a_stage(
+    control_plane: Access, tmp_path: Path
+) -> None:
+    """Dying before operation k + 1 is dying after operation k."""
+    for number in range(1, 31):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with control_plane.namespace("file") as name, Hands(control_plane.kubeconfig, done, namespace=name):
+            user = User(control_plane, name, folder)
+            user.claim()
+            arguments = ["submit", "--spec", str(user.spec())]
+            script = str(Path(__file__).with_name("cut_files.py"))
+            cut = subprocess.run(
+                [sys.executable, script, str(number), *arguments],
+                env=user.env,
+                capture_output=True,
+                timeout=60,
+            )
+            user.ok(*arguments)
+            assert list(user.jobs()) == ["kt-data-1"]
+            if cut.returncode == 0:
+                break
+            assert cut.returncode == -signal.SIGKILL
+    say(f"the submitter has {number - 1} file operations")
+    assert number > 2
 
 
 def test_two_specs_at_once_never_overwrite_each_other(user: User, client: Client) -> None:
@@ -399,7 +427,7 @@ def test_a_stop_signal_detaches_but_with_a_lease_deletes(user: User) -> None:
     assert list(user.jobs()) == ["kt-data-1"]
     user.ok("cancel", "--run", "kt")
 
-    leased = user.start("submit", "--spec", user.spec(), "--lease", "kt-data")
+    leased = user.start("submit", "--spec", user.spec(), "--lease")
     wait_until("the job", lambda: user.jobs())
     lease = user.access.get("lease", "kt-data", "-n", user.namespace)
     assert lease["spec"]["leaseDurationSeconds"] == 60

@@ -409,7 +409,7 @@ REFUSALS = {
     "terminating": (
         answer(
             403,
-            'pods "x" is forbidden: unable to create content in namespace chat because it is being terminated',
+            'pods "x" is forbidden: unable to create content in namespace x because it is being terminated',
         ),
         64,
         "namespace `chat` is being deleted",

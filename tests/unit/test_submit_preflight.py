@@ -108,7 +108,7 @@ def test_pods_of_one_shape_are_judged_once() -> None:
 
 def test_the_hash_decides_who_manages_the_fields() -> None:
     owner = OwnerReference(api_version="v1", kind="Pod", name="p", uid="u")
-    first, again = description(spec(), "data", 1), description(spec(), "data", 2, lease="l", owner=owner)
+    first, again = description(spec(), "data", 1), description(spec(), "data", 2, leased=True, owner=owner)
     other = description(spec(overrides={"seed": 1}), "data", 1)
     assert manager(first) == manager(again) != manager(other)
 

@@ -39,6 +39,26 @@ def connect(
     return Client.load(kubeconfig, context, namespace, patience_s=patience_s)
 
 
+def check_namespace(client: Client) -> None:
+    """Return when the client's namespace exists, or when that is not for us to know.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    from nanochat.errors import ConfigError, ForbiddenError
+    from nanochat_platform.kube.resources import NAMESPACES
+
+    try:
+        found = client.get(NAMESPACES, client.namespace)
+    except ForbiddenError:
+        return
+    if found is None:
+        raise ConfigError(
+            f"namespace `{client.namespace}` does not exist",
+            hint="choose another --namespace; `nanochat list -A` shows all runs",
+        )
+
+
 def one_run(client: Client, run: str | None) -> str:
     """Return the run that is meant: the one named, else the only one in the namespace.
 
@@ -54,6 +74,7 @@ def one_run(client: Client, run: str | None) -> str:
     if len(names) == 1:
         return names[0]
     if not names:
+        check_namespace(client)
         raise ConfigError(
             f"namespace `{client.namespace}` has no run",
             hint="start one with `nanochat submit --spec run.yaml`, or choose another --namespace",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 import sys
 from collections.abc import Iterator
@@ -30,13 +29,14 @@ Stage = Annotated[str | None, typer.Option("--stage", metavar="STAGE", help="Run
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the YAML that would be sent; send nothing.")]
 Detach = Annotated[bool, typer.Option("--detach", help="Return once the next stage has its job.")]
 Lease = Annotated[
-    str | None, typer.Option("--lease", metavar="NAME", help="Lease that keeps the jobs; they end with us.")
+    bool, typer.Option("--lease", help="End the jobs when this process ends or loses the cluster.")
 ]
 Logs = Annotated[
     bool | None, typer.Option("--logs/--no-logs", help="Print the ranks' logs too; as --lease says.")
 ]
 Owner = Annotated[
-    str | None, typer.Option("--owner", metavar="JSON", help="Owner reference: apiVersion, kind, name, uid.")
+    str | None,
+    typer.Option("--owner", metavar="OBJECT", help="apiVersion/Kind/name/uid whose end ends the jobs."),
 ]
 Mounted = Annotated[
     Path | None,
@@ -116,7 +116,7 @@ def submit(
     budget_usd: Budget = None,
     max_attempts: MaxAttempts = None,
     grace_s: Grace = None,
-    lease: Lease = None,
+    lease: Lease = False,
     logs: Logs = None,
     owner: Owner = None,
     mounted: Mounted = None,
@@ -128,15 +128,18 @@ def submit(
 ) -> None:
     """Run a spec's stages on a cluster, one job each. The same command again adopts what is there."""
     flags = {name: value for name, value in locals().items() if name not in _OURS}
+    from nanochat_platform.kube.planned import plan_cluster
     from nanochat_platform.submit import stages_of
 
     found = read_spec(spec, flags, kubeconfig, context)
     stages = stages_of(found, stage)
+    for warning in plan_cluster(found).warnings:
+        o.say(f"notice: {warning}")
     options = _options(lease, owner, mounted, wait_for_nodes, detach)
     if dry_run:
         _dry_run(found, stages, options, kubeconfig, context)
         return
-    shown = logs if logs is not None else lease is not None
+    shown = logs if logs is not None else lease
     _run(found, stages, options, kubeconfig, context, as_json=as_json, logs=shown)
 
 
@@ -155,7 +158,7 @@ def resume(
 
     client = c.connect(kubeconfig, context, namespace)
     found = kept_spec(client, c.one_run(client, run))
-    options = _options(None, None, mounted, False, detach)
+    options = _options(False, None, mounted, False, detach)
     _run(found, stages_of(found, None), options, kubeconfig, context, as_json=as_json, logs=False)
 
 
@@ -206,13 +209,13 @@ def kept_spec(client: Client, run: str) -> RunSpec:
 
 
 def _options(
-    lease: str | None, owner: str | None, mounted: Path | None, wait_for_nodes: bool, detach: bool
+    lease: bool, owner: str | None, mounted: Path | None, wait_for_nodes: bool, detach: bool
 ) -> Options:
     from nanochat.settings import Home
     from nanochat_platform.submit import Options
 
     return Options(
-        lease=lease,
+        leased=lease,
         owner=None if owner is None else parse_owner(owner),
         home=None if mounted is None else Home(mounted.absolute()),
         wait_for_nodes=wait_for_nodes,
@@ -221,24 +224,20 @@ def _options(
 
 
 def parse_owner(text: str) -> OwnerReference:
-    """Return an owner reference, given as JSON in Kubernetes' own words.
+    """Return `apiVersion/Kind/name/uid` as an owner reference.
 
     Raises:
-        ConfigError: it is not one.
+        ConfigError: it has another form.
     """
     from nanochat.errors import ConfigError
     from nanochat_platform.kube.jobs import OwnerReference
 
-    try:
-        given = json.loads(text)
-        return OwnerReference(
-            api_version=given["apiVersion"], kind=given["kind"], name=given["name"], uid=given["uid"]
-        )
-    except (ValueError, KeyError, TypeError):
+    *version, kind, name, uid = parts = text.split("/") if text.count("/") >= 3 else [""] * 4
+    if not all(parts):
         raise ConfigError(
-            f"--owner is `{text}`",
-            hint="write a JSON object with apiVersion, kind, name and uid",
-        ) from None
+            f"--owner is `{text}`", hint="write e.g. `argoproj.io/v1alpha1/Workflow/<name>/<uid>`"
+        )
+    return OwnerReference(api_version="/".join(version), kind=kind, name=name, uid=uid)
 
 
 def _dry_run(
@@ -257,7 +256,7 @@ def _dry_run(
             numbers[attempt.stage] = attempt.number + 1
     except UnavailableError as error:
         o.say(f"notice: the attempts made so far are unknown, so these are the first: {error.message}")
-    sent = dry_run(spec, stages, numbers, lease=options.lease, owner=options.owner)
+    sent = dry_run(spec, stages, numbers, leased=options.leased, owner=options.owner)
     print(yaml.safe_dump_all(sent, sort_keys=False, width=1_000_000), end="", flush=True)
 
 
@@ -281,7 +280,7 @@ def _run(
             result = run_stages(client, spec, stages, options, _say)
     except StopNow as stop:
         name = signal.Signals(stop.signum).name
-        if options.lease is not None:
+        if options.leased:
             raise Interrupted(stop.signum, f"stopped by {name}; the job was deleted") from None
         raise Interrupted(
             stop.signum,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from nanochat.errors import ForbiddenError, UnavailableError
 from nanochat_platform.kube.client import Client
 from nanochat_platform.kube.facts import attempts
-from nanochat_platform.kube.names import selector
+from nanochat_platform.kube.names import lease_name, selector
 from nanochat_platform.kube.resources import LEASES, PODS, SERVICES, Object, Resource, meta, of_kind
 
 LOOK_S = 0.1
@@ -46,11 +46,13 @@ def cancel(
     """
     jobs: dict[str, None] = {}
     told: set[str] = set()
+    stages: set[str] = set()
     ends = clock() + limit_s
     while True:
         left = attempts(client, run, stage)
         for attempt in left:
             jobs[attempt.name] = None
+            stages.add(attempt.stage)
             if not meta(attempt.job, "deletionTimestamp"):
                 client.delete(of_kind(attempt.kind), attempt.name)
         untold = _untold_pods(client, run, stage, told) if not left else []
@@ -63,6 +65,8 @@ def cancel(
                 hint="a finalizer may hold it: `kubectl get -o yaml` shows which",
             )
         wait(LOOK_S)
+    for name in {lease_name(run, found) for found in (*stages, stage) if found}:
+        client.delete(LEASES, name)
     for resource in (LEASES, SERVICES, RUNTIMES):
         _sweep(client, resource, run, stage)
     return Cancelled(tuple(jobs), len(told))

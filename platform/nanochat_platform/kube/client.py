@@ -23,6 +23,8 @@ FIRST_PATIENCE_S = 3.0
 """Seconds to try a server that never answered: longer helps nobody who has the wrong address."""
 RECOVERY_S = 30.0
 """Seconds after an outage in which a refusal is not believed: rules and types are loaded after the start."""
+WEBHOOK_S = 30.0
+"""Seconds to wait for a webhook that does not answer."""
 _APPLY = "application/apply-patch+yaml"
 _MERGE = "application/merge-patch+json"
 
@@ -313,7 +315,12 @@ class Client:
 
     def _patience(self, answer: Answer) -> float:
         if refusals.transient(answer):
-            return self.patience_s
+            # An operator that is down is down for longer than an API server that restarts.
+            return (
+                min(WEBHOOK_S, self.patience_s)
+                if b"failed calling webhook" in answer.body
+                else self.patience_s
+            )
         recovering = self._clock() - self._lost_at < RECOVERY_S
         doubtful = answer.status in (401, 403) or (answer.status == 404 and not answer.json())
         return min(10.0, self.patience_s) if recovering and doubtful else 0.0

@@ -16,7 +16,7 @@ from typing import Any
 
 from nanochat.errors import NanochatError, RunLockedError
 from nanochat_platform.kube.client import Client
-from nanochat_platform.kube.resources import LEASES, Object
+from nanochat_platform.kube.resources import LEASES, Object, meta
 
 DURATION_S = 60
 RENEW_S = 15.0
@@ -62,7 +62,7 @@ class Renewer:
         try:
             self._client.create(LEASES, self._object())
         except RunLockedError:
-            self._renew(transitions=True)
+            self._take_over()
         self._thread.start()
         return self
 
@@ -87,10 +87,17 @@ class Renewer:
     def _times(self) -> dict[str, Any]:
         return {"holderIdentity": self._holder, "renewTime": self._now().strftime("%Y-%m-%dT%H:%M:%S.%fZ")}
 
-    def _renew(self, *, transitions: bool = False) -> None:
+    def _take_over(self) -> None:
+        """Renew a lease that somebody made before; its owners stay beside ours."""
+        found = self._client.get(LEASES, self._name) or {}
+        owners = list(meta(found, "ownerReferences", []))
+        owners += [mine for mine in self._owners if all(mine["uid"] != other.get("uid") for other in owners)]
+        self._renew({"labels": self._labels} | ({"ownerReferences": owners} if owners else {}))
+
+    def _renew(self, metadata: dict[str, Any] | None = None) -> None:
         change: dict[str, Any] = {"spec": {"leaseDurationSeconds": DURATION_S, **self._times()}}
-        if transitions:
-            change["metadata"] = {"labels": self._labels}
+        if metadata is not None:
+            change["metadata"] = metadata
         self.gone = self._client.patch(LEASES, self._name, change) is None
 
     def _loop(self) -> None:

@@ -41,14 +41,15 @@ def stage_row(attempt: Attempt, pods: Sequence[Object], cause: Cause | None, *, 
     """Return one stage of `nanochat status`."""
     began = seconds(meta(attempt.job, "creationTimestamp", ""))
     ended = _ended(attempt.job)
+    ready = sum(_ready(pod) for pod in pods)  # controllers count a second later
     return {
         "stage": attempt.stage,
         "attempt": attempt.number,
         "job": attempt.name,
         "kind": attempt.kind.name,
-        "state": state(attempt),
+        "state": "running" if state(attempt) == "pending" and ready else state(attempt),
         "pods": len(pods),
-        "ready": sum(_ready(pod) for pod in pods),
+        "ready": ready,
         "nodes": sorted({str((pod.get("spec") or {}).get("nodeName") or "") for pod in pods} - {""}),
         "age_s": round(max(0.0, now - began), 1),
         "wall_s": round(ended - began, 1) if ended else None,

@@ -7,6 +7,7 @@ server-side applies, and what was decided is kept on the job object.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,8 @@ from nanochat_platform.submit.objects import RECORD, manager, objects
 STARTING_S, RUNNING_S = 2.0, 20.0
 """Seconds between two looks at pods and events, before and after the job runs."""
 NODE_LOST_LOOKS = 2
+PATIENCE_S = {"image-pull": 300.0, "no-operator": 300.0, "claim-unbound": 300.0, "volume": 600.0}
+"""Seconds to wait for what may pass by itself, but need not; a queue, a quota or a busy cluster is waited for."""
 _ADOPT_TRIES = 5
 _RUNTIME = Resource("trainer.kubeflow.org", "v1alpha1", "trainingruntimes")
 
@@ -146,8 +149,13 @@ def remove(client: Client, attempt: Attempt, *, timeout_s: float = 30.0) -> None
 class Follower:
     """Follows attempts and says, once each, what keeps them from going on."""
 
-    def __init__(self, client: Client, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, client: Client, say: Callable[[str], None], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._client = client
+        self._clock = clock
+        self._held: tuple[str, float] = ("", 0.0)
+        """Which kind of cause holds the attempt up, and since when."""
         self._say = say
         self._said = ""
         self._suspect: dict[str, int] = {}
@@ -191,13 +199,19 @@ class Follower:
         cause = explain(gather(self._client, attempt))
         if cause is None:
             self._suspect.clear()
+            self._held = ("", 0.0)
             return None
+        if cause.kind != self._held[0]:
+            self._held = (cause.kind, self._clock())
         if cause.state == "waits":
             self._suspect.clear()
             if cause.line() != self._said:
                 self._said = cause.line()
                 self._say(f"{attempt.stage}: {cause.line()}")
-            return None
+            if self._clock() - self._held[1] < PATIENCE_S.get(cause.kind, float("inf")):
+                return None
+            remove(self._client, attempt)
+            return cause
         if cause.state == "failed" and cause.kind != "node-lost":
             return None  # a pod ended: the controller is about to say so
         looks = self._suspect[cause.kind] = self._suspect.get(cause.kind, 0) + 1

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from nanochat.errors import ConfigError, did_you_mean
 from nanochat_platform.kube.jobs import JobDescription, OwnerReference, describe
-from nanochat_platform.kube.names import FIELD_MANAGER, GROUP
+from nanochat_platform.kube.names import FIELD_MANAGER, GROUP, lease_name
 from nanochat_platform.kube.render import claim, render
 from nanochat_platform.kube.resources import Object
 from nanochat_platform.spec import RunSpec
@@ -38,9 +38,10 @@ def stages_of(spec: RunSpec, stage: str | None) -> tuple[str, ...]:
 
 
 def description(
-    spec: RunSpec, stage: str, attempt: int, *, lease: str | None = None, owner: OwnerReference | None = None
+    spec: RunSpec, stage: str, attempt: int, *, leased: bool = False, owner: OwnerReference | None = None
 ) -> JobDescription:
-    """Return the job of an attempt; `lease`: the Lease without whose renewal it ends."""
+    """Return the job of an attempt; `leased`: it ends when nobody renews the stage's lease."""
+    lease = lease_name(spec.run_name, stage) if leased else None
     return describe(spec, stage, attempt, lease=lease, owner=owner)
 
 
@@ -65,7 +66,7 @@ def dry_run(
     stages: Sequence[str],
     attempts: dict[str, int],
     *,
-    lease: str | None = None,
+    leased: bool = False,
     owner: OwnerReference | None = None,
 ) -> list[Object]:
     """Return all objects in the order of sending; `attempts`: the number of each stage's next."""
@@ -74,7 +75,7 @@ def dry_run(
     if volume is not None:
         sent.append(volume)
     for stage in stages:
-        job = description(spec, stage, attempts.get(stage, 1), lease=lease, owner=owner)
+        job = description(spec, stage, attempts.get(stage, 1), leased=leased, owner=owner)
         first, *others = objects(spec, job)
         sent += [*others, first]
     return sent

@@ -29,9 +29,9 @@ def check(client: Client, spec: RunSpec, jobs: Sequence[JobDescription], *, wait
         ForbiddenError: the caller may not read the claim.
     """
     jobs = distinct(jobs)
-    check_claim(spec, client.get(CLAIMS, spec.volume.claim))
     for job in jobs:
         _check_pod(client, job, spec)
+    check_claim(spec, client.get(CLAIMS, spec.volume.claim))
     if not wait_for_nodes:
         nodes = _readable(client, NODES, namespace=None)
         for job in jobs if nodes else []:  # none at all: a cluster that grows from zero, or unreadable

@@ -19,7 +19,7 @@ from nanochat_platform.kube.client import Client
 from nanochat_platform.kube.facts import Attempt, attempts
 from nanochat_platform.kube.jobs import JobDescription, OwnerReference
 from nanochat_platform.kube.lease import Renewer
-from nanochat_platform.kube.names import CAUSE, FIELD_MANAGER, KINDS, STAGE, labels
+from nanochat_platform.kube.names import CAUSE, FIELD_MANAGER, KINDS, labels, lease_name
 from nanochat_platform.kube.render import claim
 from nanochat_platform.kube.resources import CLAIMS, annotation_of, of_kind
 from nanochat_platform.spec import RunSpec
@@ -44,9 +44,9 @@ STOP_TIMEOUT_S = 0.3
 class Options:
     """How a run is submitted, beside what it is."""
 
-    lease: str | None = None
-    """Name of the Lease without whose renewal by this process, or one after it, the jobs end. A stop signal
-    then deletes what works; without a lease it goes on."""
+    leased: bool = False
+    """Jobs end when this process, or one after it, does not renew their stage's lease; a stop signal then
+    deletes what works, which goes on without a lease."""
     owner: OwnerReference | None = None
     home: Home | None = None
     """Where the run's volume is mounted here."""
@@ -103,7 +103,7 @@ def submit(
         NanochatError: a stage failed for good, something else holds the run, or the cluster refuses or
             stays away. Jobs that work go on.
     """
-    return _Submitter(client, spec, options, say, wait, clock).guarded(stages)
+    return _Submitter(client, spec, options, say, wait, clock).run(stages)
 
 
 class _Submitter:
@@ -122,7 +122,7 @@ class _Submitter:
         self._say = say
         self._wait = wait
         self._clock = clock
-        self._follower = Follower(client, say)
+        self._follower = Follower(client, say, clock=clock)
         self._seen: Attempt | None = None
         """The last attempt this process saw: while it is there, nobody cancelled the run."""
         self._causes: dict[str, Cause] = {}
@@ -131,24 +131,6 @@ class _Submitter:
         """What a stop signal deletes when the jobs are leased."""
         self._anew = False
         """Whether a stage was really done in this process: what follows it is judged again."""
-
-    def guarded(self, stages: Sequence[str]) -> Result:
-        lease = self._lease()
-        if lease is None:
-            return self.run(stages)
-        with lease:
-            try:
-                result = self.run(stages)
-            except StopNow:
-                self._end_now()
-                lease.release()
-                raise
-            except NanochatError as error:
-                if error.exit_code != 69:  # while the cluster is away the job may still be fine
-                    lease.release()
-                raise
-            lease.release()
-            return result
 
     def run(self, stages: Sequence[str]) -> Result:
         result = Result(self._spec.run_name, self._spec.namespace)
@@ -161,7 +143,7 @@ class _Submitter:
         return result
 
     def _describe(self, stage: str, number: int) -> JobDescription:
-        return description(self._spec, stage, number, lease=self._options.lease, owner=self._options.owner)
+        return description(self._spec, stage, number, leased=self._options.leased, owner=self._options.owner)
 
     def _prepare(self, stages: Sequence[str], known: Sequence[Attempt]) -> None:
         """Refuse what cannot work, once, unless the run is at work already; make the claim it asks for."""
@@ -186,7 +168,22 @@ class _Submitter:
 
     def _stage(self, stage: str, known: Sequence[Attempt]) -> StageResult:
         began = self._clock()
-        return self._attempts(stage, known, began)
+        lease = self._lease(stage)
+        if lease is None:
+            return self._attempts(stage, known, began)
+        with lease:
+            try:
+                result = self._attempts(stage, known, began)
+            except StopNow:
+                self._end_now()
+                lease.release()
+                raise
+            except NanochatError as error:
+                if error.exit_code != 69:  # while the cluster is away the job may still be fine
+                    lease.release()
+                raise
+            lease.release()
+            return result
 
     def _end_now(self) -> None:
         """Delete what works, first of all: who is told to stop may have a third of a second left."""
@@ -197,13 +194,12 @@ class _Submitter:
             with contextlib.suppress(NanochatError):
                 self._client.delete(of_kind(kind), working.name, timeout_s=STOP_TIMEOUT_S)
 
-    def _lease(self) -> Renewer | None:
-        if self._options.lease is None:
+    def _lease(self, stage: str) -> Renewer | None:
+        if not self._options.leased:
             return None
+        run = self._spec.run_name
         owners = [] if self._options.owner is None else [reference(self._options.owner)]
-        marks = labels(run=self._spec.run_name, stage="")
-        marks.pop(STAGE)
-        return Renewer(self._client, self._options.lease, marks, owners=owners)
+        return Renewer(self._client, lease_name(run, stage), labels(run=run, stage=stage), owners=owners)
 
     def _attempts(self, stage: str, known: Sequence[Attempt], began: float) -> StageResult:
         """Make attempts at a stage until one completes it."""
