@@ -48,17 +48,12 @@ def value_sets() -> dict[str, dict[str, Any]]:
     return sets
 
 
-def template_text(values: dict[str, Any], *options: str, release: str = "chat") -> str:
-    """Return what `helm template` prints.
-
-    Raises:
-        HelmError: the values or the templates are wrong.
-    """
+def _helm(*arguments: str, values: dict[str, Any]) -> str:
+    """Return what helm prints; raises `HelmError`."""
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
-        command = [helm(), "template", release, CHART, "--namespace", "serving", "-f", "-", *options]
         done = subprocess.run(
-            [str(part) for part in command],
+            [str(helm()), *arguments, "-f", "-"],
             input=json.dumps(values),
             capture_output=True,
             text=True,
@@ -71,13 +66,30 @@ def template_text(values: dict[str, Any], *options: str, release: str = "chat") 
     return done.stdout
 
 
-def template(values: dict[str, Any], *options: str, release: str = "chat") -> list[dict[str, Any]]:
+def template_text(values: dict[str, Any], *, release: str = "chat", namespace: str = "serving") -> str:
+    """Return what `helm template` prints.
+
+    Raises:
+        HelmError: the values or the templates are wrong.
+    """
+    return _helm("template", release, str(CHART), "--namespace", namespace, values=values)
+
+
+def notes(values: dict[str, Any]) -> str:
+    """Return what `helm install` tells its user."""
+    printed = _helm("install", "chat", str(CHART), "-n", "serving", "--dry-run=client", values=values)
+    return printed.partition("\nNOTES:\n")[2]
+
+
+def template(
+    values: dict[str, Any], *, release: str = "chat", namespace: str = "serving"
+) -> list[dict[str, Any]]:
     """Return the objects that `helm template` renders.
 
     Raises:
         HelmError: the values or the templates are wrong.
     """
-    return load_all(template_text(values, *options, release=release))
+    return load_all(template_text(values, release=release, namespace=namespace))
 
 
 def one(objects: list[dict[str, Any]], kind: str, name: str | None = None) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from tests.charts.helm import (
     GOLDEN_SETS,
     HelmError,
     all_options,
+    notes,
     one,
     template,
     template_text,
@@ -324,6 +327,25 @@ def test_any_release_name_becomes_names_that_services_and_kuberay_take(release, 
     assert len(name) <= 47
     assert name[0].isalpha()
     assert not [problem for item in objects if item is not main for problem in validate(item)]
+
+
+@pytest.mark.parametrize(
+    "name", ["default", "rayservice", "keys", "load-balancer", "ray-load-balancer", "prompt"]
+)
+def test_the_notes_give_commands_that_a_shell_takes(name):
+    text = notes(value_sets()[name])
+    forward, curl = re.findall(r"^  (kubectl .* port-forward .*|curl .*)$", text, re.MULTILINE)
+    ray = "ray" in name
+    port = value_sets()[name].get("service", {}).get("port", 8000)
+    service = "chat-nanochat-serve-svc" if ray else "chat-nanochat"
+    assert forward == f"kubectl -n serving port-forward service/{service} 8000:{port} &"
+    words = shlex.split(curl)
+    assert ("authorization: Bearer $NANOCHAT_API_KEY" in words) == (name == "keys")
+    body = json.loads(words[-1])
+    assert body["model"] == "nanochat"
+    wanted = value_sets()[name].get("test", {}).get("prompt", "Why is the sky blue?")
+    assert body["messages"] == [{"role": "user", "content": wanted}]
+    assert ("Anyone who reaches" in text) == (name != "keys")
 
 
 def test_further_objects_may_use_template_functions():
