@@ -7,7 +7,7 @@ FROM ${BASE} AS deps
 USER 0
 RUN apt-get update -q \
  && apt-get install -yq --no-install-recommends ca-certificates python3 python3-venv \
- && rm -rf /var/lib/apt/lists/*
+ && rm -rf /var/cache/apt/* /var/lib/apt/lists/*
 WORKDIR /build
 COPY images/tools/install.py images/tools/slim.py images/tools/
 COPY pyproject.toml requirements.lock ./
@@ -33,7 +33,7 @@ USER 0
 # wget: KubeRay's own probes call it.
 RUN apt-get update -q \
  && apt-get install -yq --no-install-recommends ca-certificates procps python3 tini wget \
- && rm -rf /var/lib/apt/lists/* \
+ && rm -rf /var/cache/apt/* /var/lib/apt/lists/* \
  && groupadd --gid 10001 nanochat \
  && useradd --uid 10001 --gid 10001 --create-home --shell /bin/bash nanochat \
  && install -d -o 10001 -g 10001 /data

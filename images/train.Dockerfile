@@ -7,7 +7,7 @@ FROM ${BASE} AS deps
 USER 0
 RUN apt-get update -q \
  && apt-get install -yq --no-install-recommends ca-certificates python3 python3-venv \
- && rm -rf /var/lib/apt/lists/*
+ && rm -rf /var/cache/apt/* /var/lib/apt/lists/*
 WORKDIR /build
 COPY images/tools/install.py images/tools/slim.py images/tools/
 COPY pyproject.toml requirements.lock ./
@@ -19,8 +19,8 @@ ARG TORCH_SHA256=
 RUN --mount=type=secret,id=ca --mount=type=cache,target=/root/.cache/uv \
     python3 images/tools/install.py /opt/venv --extra train --variant "${VARIANT}" --exclude "${EXCLUDE}" \
       --index-url "${INDEX_URL}" --torch-index-url "${TORCH_INDEX_URL}" --torch-sha256 "${TORCH_SHA256}" \
- && if [ "${VARIANT}" = cuda ]; then headers=; else headers=--headers; fi \
- && /opt/venv/bin/python images/tools/slim.py /opt/venv ${headers}
+ && if [ "${VARIANT}" = cuda ]; then set --; else set -- --headers; fi \
+ && /opt/venv/bin/python images/tools/slim.py /opt/venv "$@"
 
 # Our two wheels (`make wheels`), laid out to be copied over the environment.
 FROM deps AS app
@@ -33,9 +33,9 @@ USER 0
 # cpu: none; the trainer says so in one line and computes without torch.compile.
 ARG VARIANT=cuda
 RUN apt-get update -q \
- && if [ "${VARIANT}" = cuda ]; then compiler="g++ libc6-dev python3-dev"; else compiler=; fi \
- && apt-get install -yq --no-install-recommends ca-certificates python3 tini ${compiler} \
- && rm -rf /var/lib/apt/lists/* \
+ && if [ "${VARIANT}" = cuda ]; then set -- g++ libc6-dev python3-dev; else set --; fi \
+ && apt-get install -yq --no-install-recommends ca-certificates python3 tini "$@" \
+ && rm -rf /var/cache/apt/* /var/lib/apt/lists/* \
  && groupadd --gid 10001 nanochat \
  && useradd --uid 10001 --gid 10001 --create-home --shell /bin/bash nanochat \
  && install -d -o 10001 -g 10001 /data
