@@ -45,7 +45,7 @@ STARTING_S, RUNNING_S = 2.0, 20.0
 """Seconds between two looks at pods and events, before and after the job runs."""
 NODE_LOST_LOOKS = 2
 PATIENCE_S = {"image-pull": 300.0, "no-operator": 300.0, "claim-unbound": 300.0, "volume": 600.0}
-"""Seconds to wait for what may pass by itself, but need not; a queue, a quota or a busy cluster is waited for."""
+"""Seconds to wait for what need not pass by itself; a queue, a quota or a busy cluster is waited for."""
 _ADOPT_TRIES = 5
 _RUNTIME = Resource("trainer.kubeflow.org", "v1alpha1", "trainingruntimes")
 
