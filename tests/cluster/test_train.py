@@ -22,6 +22,7 @@ from nanochat.run.stage import STAGES
 from nanochat.settings import Home
 from tests.cluster.harness.access import Access
 from tests.cluster.harness.cluster import Cluster
+from tests.cluster.harness.figures import figure
 from tests.cluster.harness.host import poll, rung, say
 from tests.cluster.own.images import train_image
 
@@ -162,6 +163,8 @@ def test_every_stage_of_the_smoke_run_runs_as_a_pytorchjob(
         assert (stage["status"], stage["record"]) == ("done", record.hash)
         assert name == "base_train" or stage["attempts"] == 1
         say(f"stage {name}: {stage['wall_s']:.1f} s as a PyTorchJob, {locally[name]:.1f} s locally")
+        if name != "base_train":  # its worker was killed
+            figure("platform overhead of a stage", stage["wall_s"] - locally[name])
     steps = [event["step"] for event in place.events("smoke", "base_train", "step")]
     assert max(steps) == 120
     assert (place.home.run("smoke") / "report" / "report.html").exists()
