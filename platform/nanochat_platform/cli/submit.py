@@ -137,7 +137,7 @@ def submit(
         o.say(f"notice: {warning}")
     options = _options(lease, owner, mounted, wait_for_nodes, detach)
     if dry_run:
-        _dry_run(found, stages, options, kubeconfig, context)
+        _dry_run(found, stages, options, kubeconfig, context, as_json=as_json)
         return
     shown = logs if logs is not None else lease
     _run(found, stages, options, kubeconfig, context, as_json=as_json, logs=shown)
@@ -241,7 +241,13 @@ def parse_owner(text: str) -> OwnerReference:
 
 
 def _dry_run(
-    spec: RunSpec, stages: tuple[str, ...], options: Options, kubeconfig: Path | None, context: str | None
+    spec: RunSpec,
+    stages: tuple[str, ...],
+    options: Options,
+    kubeconfig: Path | None,
+    context: str | None,
+    *,
+    as_json: bool,
 ) -> None:
     import yaml
 
@@ -257,6 +263,9 @@ def _dry_run(
     except UnavailableError as error:
         o.say(f"notice: the attempts made so far are unknown, so these are the first: {error.message}")
     sent = dry_run(spec, stages, numbers, leased=options.leased, owner=options.owner)
+    if as_json:
+        o.print_json(sent)
+        return
     print(yaml.safe_dump_all(sent, sort_keys=False, width=1_000_000), end="", flush=True)
 
 

@@ -129,8 +129,8 @@ class Client:
                 self.listing(resource, selector=selector, fields=fields, namespace=namespace).get("items")
                 or []
             )
-        except UnavailableError as error:
-            if optional and "is not installed" in error.message:
+        except refusals.NotServedError:
+            if optional:
                 return []
             raise
 

@@ -77,15 +77,25 @@ class Attempt:
 def attempts(
     client: Client, run: str | None = None, stage: str | None = None, *, namespace: str | None = ""
 ) -> list[Attempt]:
-    """Return the job objects of a run, a stage, or all runs, of every kind, oldest attempt first."""
-    found = [
-        Attempt(kind, job)
-        for kind in KINDS.values()
-        for job in client.items(
-            of_kind(kind), selector=selector(run, stage), namespace=namespace, optional=True
-        )
-        if label_of(job, ATTEMPT)
-    ]
+    """Return the job objects of a run, a stage, or all runs, of every kind, oldest attempt first.
+
+    Raises:
+        ForbiddenError: none of the kinds may be listed; one that may not counts as not there.
+        NanochatError: the cluster refuses otherwise, or stays away.
+    """
+    found: list[Attempt] = []
+    refused: list[ForbiddenError] = []
+    for kind in KINDS.values():
+        try:
+            jobs = client.items(
+                of_kind(kind), selector=selector(run, stage), namespace=namespace, optional=True
+            )
+        except ForbiddenError as error:
+            refused.append(error)
+            continue
+        found += [Attempt(kind, job) for job in jobs if label_of(job, ATTEMPT)]
+    if len(refused) == len(KINDS):
+        raise refused[0]
     return sorted(found, key=lambda a: (a.run, a.stage, a.number))
 
 

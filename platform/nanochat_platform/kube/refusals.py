@@ -37,6 +37,10 @@ _POD_SECURITY = re.compile(r'violates PodSecurity "([^":]+)[^"]*": (.*)', flags=
 _WEBHOOK = re.compile(r'admission webhook "([^"]*)" denied the request: (.*)', flags=re.DOTALL)
 
 
+class NotServedError(UnavailableError):
+    """The cluster has no such kind of object."""
+
+
 def transient(answer: Answer) -> bool:
     """Return whether the same request may succeed later without anybody's help."""
     return answer.status in _TRANSIENT
@@ -158,7 +162,7 @@ def _not_found(
         group = resource.group if resource is not None else ""
         title, hint = _INSTALL.get(group, ("what serves it", "see `nanochat doctor`"))
         label = resource.label if resource is not None else "it"
-        return UnavailableError(
+        return NotServedError(
             f"cannot {what}: this cluster has no `{label}`: {title} is not installed", hint=hint
         )
     return ConfigError(f"cannot {what}: {_first_line(message)}")

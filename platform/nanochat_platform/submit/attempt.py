@@ -46,6 +46,7 @@ STARTING_S, RUNNING_S = 2.0, 20.0
 NODE_LOST_LOOKS = 2
 PATIENCE_S = {"image-pull": 300.0, "no-operator": 300.0, "claim-unbound": 300.0, "volume": 600.0}
 """Seconds to wait for what need not pass by itself; a queue, a quota or a busy cluster is waited for."""
+VOLUME_LAG_S = 60
 _ADOPT_TRIES = 5
 _RUNTIME = Resource("trainer.kubeflow.org", "v1alpha1", "trainingruntimes")
 
@@ -221,7 +222,13 @@ class Follower:
         return cause
 
 
-def verify(client: Client, attempt: Attempt, home: Home | None) -> Completion | None:
+def verify(
+    client: Client,
+    attempt: Attempt,
+    home: Home | None,
+    *,
+    wait: Callable[[float], object] = time.sleep,
+) -> Completion | None:
     """Return how a succeeded attempt completed its stage, None when nothing is left that says so.
 
     What is found is kept on the job object, because pods do not stay for ever.
@@ -249,8 +256,20 @@ def verify(client: Client, attempt: Attempt, home: Home | None) -> Completion | 
         )
         annotate(client, attempt, RECORD, found.model_dump_json(exclude_none=True))
     if home is not None:
-        _check_record(home, attempt, found)
+        _await_record(home, attempt, found, wait)
     return found
+
+
+def _await_record(home: Home, attempt: Attempt, found: Completion, wait: Callable[[float], object]) -> None:
+    """Check the record until it is right: a network volume shows another node's files up to a minute late."""
+    for _ in range(VOLUME_LAG_S):
+        try:
+            _check_record(home, attempt, found)
+        except DataError:
+            wait(1.0)
+        else:
+            return
+    _check_record(home, attempt, found)
 
 
 def _check_record(home: Home, attempt: Attempt, found: Completion) -> None:

@@ -222,7 +222,7 @@ class _Submitter:
                 current = None
                 continue
             self._seen = current
-            done = verify(self._client, current, self._options.home)
+            done = verify(self._client, current, self._options.home, wait=self._wait)
             if done is not None:
                 fresh = done.status == "done" and not Completion.of(current.job)
                 self._anew = self._anew or fresh
