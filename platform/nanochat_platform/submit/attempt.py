@@ -171,13 +171,16 @@ class Follower:
             NanochatError: the cluster stays away.
         """
         resource, uid = of_kind(attempt.kind), meta(attempt.job, "uid")
-        window = [STARTING_S]
+        window, seen = [STARTING_S], False
         for change in follow(
             self._client, resource, fields=f"metadata.name={attempt.name}", window_s=lambda: window[0]
         ):
             if change.kind == "gone" or (change.object is not None and meta(change.object, "uid") != uid):
                 return End("gone", attempt)
+            if change.kind == "tick" and not seen:
+                return End("gone", attempt)  # deleted before the first list
             if change.object is not None:
+                seen = True
                 attempt = Attempt(attempt.kind, change.object)
             phase = attempt.phase
             if phase.name == "succeeded":
