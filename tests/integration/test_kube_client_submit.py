@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nanochat_platform.cli.cluster import root_cause
 from nanochat_platform.kube.access import Access
 from nanochat_platform.kube.cancel import cancel
 from nanochat_platform.kube.cause import Cause
@@ -327,3 +328,29 @@ def test_what_was_found_is_kept_on_the_job_because_pods_do_not_stay(bench: Bench
     for name in bench.api.of("pods"):
         bench.api.remove(f"/api/v1/namespaces/chat/pods/{name}")
     assert bench.run().stages[0].record == RECORD
+
+
+def test_explain_finds_what_a_pipeline_step_said_when_no_job_is_left(bench: Bench) -> None:
+    words = failed(
+        {"spec": {"containers": [container_of("chat_sft")]}}, 66, "another run is at work", "wait for it"
+    )
+    labels = {
+        "nanochat.dev/run": "kt",
+        "nanochat.dev/stage": "chat_sft",
+        "app.kubernetes.io/component": "pipeline",
+    }
+    argo = {"name": "wait", "state": {"terminated": {"exitCode": 0, "message": ""}}}
+    words["containerStatuses"].insert(0, argo)
+    pod = {
+        "metadata": {"name": "step", "labels": {**labels, "batch.kubernetes.io/job-name": "none"}},
+        "status": words,
+    }
+    bench.api.put("/api/v1/namespaces/chat/pods/step", pod)
+    told = root_cause(bench.client, "kt", None)
+    assert (told["stage"], told["text"], told["exit_code"]) == ("chat_sft", "another run is at work", 66)
+    assert told["fix"] == "wait for it"
+
+
+def container_of(stage: str) -> dict[str, Any]:
+    config = spec().stage_config(stage).model_dump_json()
+    return {"name": "main", "image": "x", "env": [{"name": "NANOCHAT_CONFIG", "value": config}]}

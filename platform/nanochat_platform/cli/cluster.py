@@ -147,7 +147,8 @@ def explain(
     if as_json:
         o.print_json(found)
         return
-    where = f"{found['stage']}, attempt {found['attempt']}: " if found.get("stage") else ""
+    number = f", attempt {found['attempt']}" if found.get("attempt") else ""
+    where = f"{found['stage']}{number}: " if found.get("stage") else ""
     print(f"{where}{found['text']}", flush=True)
     if found["fix"]:
         print(f"hint: {found['fix']}", flush=True)
@@ -184,17 +185,20 @@ def root_cause(client: Client, run: str | None, stage: str | None) -> dict[str, 
 
 
 def _step_cause(client: Client, run: str, stage: str | None) -> dict[str, Any] | None:
-    """Return what a pipeline step of the run said last, where no job is left."""
-    from nanochat_platform.kube.names import STAGE, selector
-    from nanochat_platform.kube.resources import PODS, label_of
-    from nanochat_platform.kube.symptoms import last_words
+    """Return what the newest failed pipeline step of the run left on its pod, where no job is left."""
+    from nanochat_platform.kube.names import CAUSE, RUN, STAGE
+    from nanochat_platform.kube.resources import PODS, annotation_of, label_of, meta
+    from nanochat_platform.kube.symptoms import words_of
 
-    for pod in reversed(client.items(PODS, selector=selector(run, stage))):
-        words = last_words(pod)
-        if words is not None and words.status == "failed":
-            code, text = words.exit_code, words.message or "the step left no reason"
-            told = {"kind": "step", "text": text, "exit_code": code, "fix": words.hint or ""}
-            return {"run": run, "stage": label_of(pod, STAGE), "attempt": 0, "job": "", **told}
+    wanted = {RUN: run, "app.kubernetes.io/component": "pipeline"} | ({STAGE: stage} if stage else {})
+    steps = client.items(PODS, selector=",".join(f"{key}={value}" for key, value in wanted.items()))
+    for pod in sorted(steps, key=lambda p: str(meta(p, "creationTimestamp", "")), reverse=True):
+        told = next((words for words in words_of(pod) if words.status == "failed"), None)
+        text = told.message if told is not None else annotation_of(pod, CAUSE)
+        if text:
+            code, fix = (told.exit_code, told.hint or "") if told is not None else (1, "")
+            cause = {"kind": "step", "text": text, "exit_code": code, "fix": fix}
+            return {"run": run, "stage": label_of(pod, STAGE), "attempt": 0, "job": "", **cause}
     return None
 
 

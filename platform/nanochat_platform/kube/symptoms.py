@@ -87,6 +87,15 @@ def last_words(pod: Mapping[str, Any]) -> LastWords | None:
     return parse_last_words(str(ended.get("message") or ""))
 
 
+def words_of(pod: Mapping[str, Any]) -> Iterator[LastWords]:
+    """Yield the last words of every container of a pod that left some."""
+    for container in (pod.get("status") or {}).get("containerStatuses") or []:
+        ended = (container.get("state") or {}).get("terminated") or {}
+        words = parse_last_words(str(ended.get("message") or ""))
+        if words is not None:
+            yield words
+
+
 def failures(pod: Mapping[str, Any], lost_nodes: Mapping[str, str]) -> Iterator[Symptom]:
     """Yield what is known to have ended a pod; nothing while it works or after it is done."""
     who, rank = f"pod {meta(pod, 'name')}", node_rank(pod)
