@@ -17,11 +17,11 @@ from nanochat.settings import Home
 from nanochat_platform.kube.cause import Cause
 from nanochat_platform.kube.client import Client
 from nanochat_platform.kube.facts import Attempt, attempts
-from nanochat_platform.kube.jobs import JobDescription, OwnerReference
+from nanochat_platform.kube.jobs import END_MARGIN_S, JobDescription, OwnerReference
 from nanochat_platform.kube.lease import Renewer
-from nanochat_platform.kube.names import CAUSE, FIELD_MANAGER, KINDS, labels, lease_name
+from nanochat_platform.kube.names import CAUSE, FIELD_MANAGER, KINDS, labels, lease_name, selector
 from nanochat_platform.kube.render import claim
-from nanochat_platform.kube.resources import CLAIMS, annotation_of, of_kind
+from nanochat_platform.kube.resources import CLAIMS, PODS, Object, annotation_of, name_of, of_kind
 from nanochat_platform.spec import RunSpec
 from nanochat_platform.submit import preflight
 from nanochat_platform.submit.attempt import (
@@ -38,6 +38,7 @@ from nanochat_platform.submit.objects import description
 
 FIRST_DELAY_S, LONGEST_DELAY_S = 1.0, 60.0
 STOP_TIMEOUT_S = 0.3
+SETTLE_POLL_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -271,6 +272,7 @@ class _Submitter:
 
     def _create(self, stage: str, number: int) -> Attempt:
         job = self._describe(stage, number)
+        self._settle(stage, job.grace_s + END_MARGIN_S)
         self._check_uncancelled()
         self._working = job
         attempt = create(self._client, self._spec, job)
@@ -281,6 +283,24 @@ class _Submitter:
             raise
         self._say(f"{stage}: started job `{attempt.name}`" + (f", attempt {number}" if number > 1 else ""))
         return attempt
+
+    def _settle(self, stage: str, grace_s: float) -> None:
+        """Wait for pods of earlier attempts to end: one that still saves its last checkpoint holds the run.
+
+        No longer than they are given. A pod of a lost node never ends; its number in `owner` fences it.
+        """
+        mine = selector(run=self._spec.run_name, stage=stage)
+        deadline, told = self._clock() + grace_s, False
+        while left := [pod for pod in self._client.items(PODS, selector=mine) if _works(pod)]:
+            if self._clock() > deadline:
+                self._say(
+                    f"{stage}: pod `{name_of(left[0])}` has not ended in {grace_s:.0f} s; going on without it"
+                )
+                return
+            if not told:
+                self._say(f"{stage}: waiting for pod `{name_of(left[0])}` of an earlier attempt to end")
+                told = True
+            self._wait(SETTLE_POLL_S)
 
     def _check_uncancelled(self) -> None:
         seen = self._seen
@@ -346,3 +366,8 @@ class _Submitter:
             record=None if done is None else done.record,
             metrics={} if done is None else done.metrics,
         )
+
+
+def _works(pod: Object) -> bool:
+    """Return whether a pod has begun and not ended, to be deleted or not."""
+    return bool((pod.get("status") or {}).get("phase") == "Running")
