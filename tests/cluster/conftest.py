@@ -59,6 +59,8 @@ def cluster(control_plane: Access) -> Access:
     if isinstance(control_plane, Cluster):
         control_plane.start("node")
         control_plane.import_image(base_image())
+    elif isinstance(control_plane, UsersCluster):
+        control_plane.need_images()
     return control_plane
 
 

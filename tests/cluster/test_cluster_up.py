@@ -257,6 +257,18 @@ def test_nothing_leaves_the_machine(own: Cluster, cluster: Access, namespace: st
     assert "Network is unreachable" in own.kubectl("logs", "escape", "-n", namespace).stdout
 
 
+def test_a_pod_outlives_every_component(own: Cluster, cluster: Access, namespace: str) -> None:
+    own.create(python_pod("steady", "import time; time.sleep(600)"), namespace=namespace)
+    own.wait("pod/steady", "-n", namespace, for_="condition=Ready")
+    before = own.get("pod", "steady", "-n", namespace)["status"]["containerStatuses"][0]
+    for name in ("containerd", "kubelet", "proxy", "coredns", "scheduler", "controller-manager", "etcd"):
+        own.restart_component(name)
+    answer = own.kubectl("exec", "steady", "-n", namespace, "--", "id", "-u")
+    assert answer.stdout == "10001\n"
+    after = own.get("pod", "steady", "-n", namespace)["status"]["containerStatuses"][0]
+    assert (after["containerID"], after["restartCount"]) == (before["containerID"], 0)
+
+
 def test_memory(own: Cluster, cluster: Access) -> None:
     used = own.pss()
     say("PSS in MB: " + ", ".join(f"{name} {size / 1e6:.0f}" for name, size in used.items()))

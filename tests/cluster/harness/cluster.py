@@ -57,8 +57,9 @@ class Cluster(Access):
         self._programs = build.binaries(build.KUBE)
         self.slot = claim_slot()
         self.sandbox = Sandbox(self.slot)
+        self._pki = self.sandbox.state / "pki"
+        super().__init__(self._pki / "admin.kubeconfig", self.sandbox.state)
         self._components: dict[str, Component] = {}
-        self._commands: dict[str, Operator] = {}
         self.tiers: list[Tier] = []
 
     def __enter__(self) -> Self:
@@ -83,12 +84,9 @@ class Cluster(Access):
 
     def _start_control_plane(self) -> None:
         self.sandbox.start()
-        state = self.sandbox.state
-        self._authority = Authority(state / "pki")
-        self._description = Components(self.slot, self._programs, self._authority)
-        super().__init__(
-            self._authority.kubeconfig("admin", self._description.server, "admin", "system:masters"), state
-        )
+        authority = Authority(self._pki)
+        self._description = Components(self.slot, self._programs, authority)
+        authority.kubeconfig("admin", self._description.server, "admin", "system:masters")
         etcd, apiserver, *others = self._description.control_plane()
         for component in (etcd, apiserver):
             self._spawn(component)
@@ -104,7 +102,11 @@ class Cluster(Access):
     def _start_node(self) -> None:
         containerd, *others = self._description.node()
         self._spawn(containerd)
-        poll("containerd", lambda: self._ctr("version").returncode == 0, timeout=30)
+        self._await(containerd)
+        if stale := self.ctr("containers", "list", "--quiet").split():
+            # Left by a cluster that was killed; containerd must forget them too.
+            self.ctr("containers", "delete", *stale)
+            self.restart_component("containerd")
         self.import_image(images.pause_image())
         started = time.monotonic()
         for component in others:
@@ -126,9 +128,9 @@ class Cluster(Access):
             if not process.alive():
                 code = process.nsenter.returncode
                 raise HarnessError(f"{component.name} ended with {code}:\n{self.log(component.name)[-3000:]}")
-            return answers(component.ready)
+            return answers(component.ready) if component.ready else self._ctr("version").returncode == 0
 
-        poll(f"{component.name} at {component.ready}", ready, timeout, interval=0.03)
+        poll(f"{component.name} to be ready", ready, timeout, interval=0.03)
 
     def stop(self) -> None:
         """Kill everything and return when nothing runs, is mounted or linked any more."""
@@ -160,8 +162,7 @@ class Cluster(Access):
         self._spawn(component)
         if name in OPERATORS:
             self._hand_over_certificates(OPERATORS[name], self.sandbox.processes[name])
-        if component.ready:
-            self._await(component)
+        self._await(component)
 
     def restart_component(self, name: str) -> None:
         """Kill a component and start it again."""

@@ -24,7 +24,7 @@ CONTAINERD = "/run/containerd/containerd.sock"
 
 @dataclass(frozen=True)
 class Component:
-    """A program with its arguments, and the URL that answers 200 when it serves."""
+    """A program with its arguments, and the URL that answers 200 when it serves (containerd has none)."""
 
     name: str
     command: tuple[str, ...]

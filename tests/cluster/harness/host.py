@@ -137,9 +137,11 @@ def cached(name: str, key: str, build: Callable[[Path], None]) -> Path:
     """Return the folder `name-key` of the cache, made by `build(empty folder)` where it is absent.
 
     It appears under its name only when complete, and two processes do not build it twice.
+    `key` is twelve hexadecimal digits.
     """
     folder = cache_root() / f"{name}-{key}"
     if folder.is_dir():
+        os.utime(folder)
         return folder
     with locked(cache_root() / "locks" / folder.name):
         if folder.is_dir():
@@ -149,7 +151,17 @@ def cached(name: str, key: str, build: Callable[[Path], None]) -> Path:
         partial.mkdir(parents=True)
         build(partial)
         partial.rename(folder)
+    _prune(name)
     return folder
+
+
+def _prune(name: str) -> None:
+    """Keep the newest two of `name`, and what was used within the hour: another checkout may be at work."""
+    key = "[0-9a-f]" * 12
+    newest_first = sorted(cache_root().glob(f"{name}-{key}"), key=lambda path: -path.stat().st_mtime)
+    for folder in newest_first[2:]:
+        if time.time() - folder.stat().st_mtime > 3600:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def need_root() -> None:
@@ -181,5 +193,4 @@ def need_packages() -> None:
     install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing]
     with rung("Debian packages"):
         run(["apt-get", "update", "-qq"], env=quiet, timeout=300)
-        # A service that starts itself would fight the cluster's own.
-        run(install, env={**quiet, "RUNLEVEL": "1"}, timeout=600)
+        run(install, env=quiet, timeout=600)

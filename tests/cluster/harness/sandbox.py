@@ -155,9 +155,11 @@ class Sandbox:
     def _inside(self, args: Sequence[str | Path]) -> list[str]:
         return ["nsenter", "-t", str(self.init), *NAMESPACES, "--", *map(str, args)]
 
-    def run(self, args: Sequence[str | Path], **options: float) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, args: Sequence[str | Path], *, timeout: float = 60, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
         """Run a command inside to its end; see `host.run`."""
-        return run(self._inside(args), timeout=options.get("timeout", 60))
+        return run(self._inside(args), timeout=timeout, check=check)
 
     def spawn(self, name: str, args: Sequence[str | Path], env: Mapping[str, str]) -> Process:
         """Start a program inside; its output goes to `logs/NAME.log`."""

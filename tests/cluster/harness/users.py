@@ -5,6 +5,7 @@ Knows nothing of how clusters are run; touches only namespaces that the tests cr
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Self
 import pytest
 
 from .access import Access, Volume
+from .oci import Image
 from .operators import OPERATORS
 
 
@@ -29,6 +31,18 @@ class UsersCluster(Access):
 
     def __exit__(self, *_: object) -> None:
         self._folder.cleanup()
+
+    def import_image(self, image: Image) -> None:
+        """Skip the test unless the user says that the images are there."""
+        self.need_images()
+
+    def need_images(self) -> None:
+        """Skip the test unless the user has loaded the archives and says so."""
+        if os.environ.get("NANOCHAT_TEST_IMAGES") != "loaded":
+            pytest.skip(
+                "pods need the images: load `image-*/image.oci` of the cache into the cluster "
+                "(kind load image-archive FILE) and set NANOCHAT_TEST_IMAGES=loaded"
+            )
 
     def crds(self, *plurals: str) -> None:
         """Skip the test where one is absent: a user's CRDs are the user's to install."""
