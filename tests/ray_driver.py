@@ -5,6 +5,7 @@ A process of its own, because Serve reads its environment when it is imported. R
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -69,15 +70,21 @@ def models():
 
 
 def memory():
-    """Return the proportional set size of all processes of this Ray, in bytes."""
-    total = 0
-    for folder in Path("/proc").iterdir():
-        try:
-            if folder.name.isdigit() and os.getpgid(int(folder.name)) == os.getpgid(0):
-                rollup = (folder / "smaps_rollup").read_text()
-                total += next(int(x.split()[1]) for x in rollup.splitlines() if x.startswith("Pss:")) << 10
-        except (OSError, StopIteration):
-            continue
+    """Return the proportional set size of this process and all that it started, in bytes."""
+    children = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(path.parent.name))
+    total, left = 0, [os.getpid()]
+    while left:
+        pid = left.pop()
+        left += children.get(pid, [])
+        with contextlib.suppress(OSError):
+            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            total += (
+                sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")) << 10
+            )
     return total
 
 

@@ -110,6 +110,7 @@ class Ray:
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
             "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(base),
             "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(base + 100),
+            "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "2",
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
             "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
             **{f"RAY_SERVE_HAPROXY_{name}": str(folder / "h" / file) for name, file in haproxy.items()},
@@ -280,6 +281,11 @@ def test_a_completion_streams_through_haproxy(ray, api):
     assert events.endswith("data: [DONE]\n\n")
 
 
+def test_all_of_it_fits_into_a_small_pod(ray, api):
+    assert chat(api).status_code == 200
+    assert ray.do("memory") < 1.5 * (1 << 30)
+
+
 def test_the_model_is_known_by_its_id_and_its_name(api):
     assert [model["id"] for model in api.get("/v1/models").json()["data"]] == ["r/chat_sft-7", "chat"]
     for name in ("r/chat_sft-7", "chat"):
@@ -297,6 +303,16 @@ def test_what_is_too_much_is_refused_by_the_server_and_not_by_serve(ray, api):
         assert refused.json()["error"]["type"] == "rate_limit_error"
         assert int(refused.headers["retry-after"]) >= 1
     wait_for(lambda: chat(api, n=8).status_code == 200)
+
+
+def test_a_client_that_never_finishes_its_head_is_cut_off_and_a_slow_answer_is_not(ray, api):
+    with socket.create_connection(("127.0.0.1", ray.port), timeout=30) as slow:
+        slow.sendall(b"GET /ready HTTP/1.1\r\nhost: x\r\nx-slow: ")
+        assert slow.recv(100).startswith(b"HTTP/1.1 408")
+    begun = time.monotonic()
+    whole = chat(api, max_tokens=1000, n=8, ignore_eos=True)
+    assert whole.status_code == 200
+    assert time.monotonic() - begun > 2
 
 
 def test_a_client_that_leaves_frees_its_slot(ray, api):
@@ -396,7 +412,6 @@ def test_a_replica_that_stops_finishes_its_streams_and_takes_no_others(ray, api)
     assert alive(pid)
     assert stream.events()[-1]["choices"][0]["finish_reason"] == "length"
     wait_for(lambda: not alive(pid))
-    assert ray.do("memory") < 1 << 30
 
 
 def test_nothing_is_left_after_the_end(ray):
