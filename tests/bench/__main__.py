@@ -2,7 +2,8 @@
 
 Writes `results.json` (rows of other sections stay as they were) and `RESULTS.md` from it. Sections:
 cli; bpe, train, engine, serve: peers in one run; bpb, arithmetic: from the models of a finished run;
-clean, clean-test: `make speedrun` and `make test` in a fresh clone with empty caches (half an hour).
+cluster: the ladder on a real Kubernetes; clean, clean-test, clean-cluster: `make speedrun`, `make test` and
+`make test-cluster` in a fresh clone with empty caches (an hour).
 """
 
 from __future__ import annotations
@@ -78,6 +79,18 @@ def _clean_test(run: str) -> list[Row]:
     return clean.suite_rows()
 
 
+def _cluster(run: str) -> list[Row]:
+    from tests.bench import bench_cluster
+
+    return bench_cluster.rows()
+
+
+def _clean_cluster(run: str) -> list[Row]:
+    from tests.bench import bench_cluster
+
+    return bench_cluster.cold_rows()
+
+
 SECTIONS: dict[str, Callable[[str], list[Row]]] = {
     "cli": _cli,
     "bpe": _bpe,
@@ -88,6 +101,8 @@ SECTIONS: dict[str, Callable[[str], list[Row]]] = {
     "arithmetic": _arithmetic,
     "clean": _clean,
     "clean-test": _clean_test,
+    "cluster": _cluster,
+    "clean-cluster": _clean_cluster,
 }
 
 
@@ -132,7 +147,7 @@ def main() -> int:
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
     parser.add_argument("--run", default="tiny", help="the finished run that bpb and arithmetic read")
     arguments = parser.parse_args()
-    chosen = arguments.sections or [name for name in SECTIONS if not name.startswith("clean")]
+    chosen = arguments.sections or [name for name in SECTIONS if not name.startswith("cl") or name == "cli"]
     if unknown := set(chosen) - set(SECTIONS):
         parser.error(f"unknown section {sorted(unknown)[0]}; one of: {', '.join(SECTIONS)}")
     missed = 0
