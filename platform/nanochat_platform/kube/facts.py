@@ -110,7 +110,7 @@ def gather(client: Client, attempt: Attempt, *, pods: Sequence[Object] | None = 
         pods=pods,
         events=_events(client, attempt, pods),
         workload=_workload(client, attempt) if queued else None,
-        lost_nodes=_lost_nodes(client, pods),
+        lost_nodes=lost_nodes(client, pods),
         now=time.time(),
     )
 
@@ -145,7 +145,7 @@ def _workload(client: Client, attempt: Attempt) -> Object | None:
     return next((w for w in owned if any(o.get("uid") == uid for o in meta(w, "ownerReferences", []))), None)
 
 
-def _lost_nodes(client: Client, pods: Iterable[Object]) -> dict[str, str]:
+def lost_nodes(client: Client, pods: Iterable[Object]) -> dict[str, str]:
     """Return the nodes of running pods whose kubelet has been silent for a minute, and since when."""
     named = {str((pod.get("spec") or {}).get("nodeName") or "") for pod in pods if _not_ready(pod)}
     lost = {}

@@ -16,7 +16,7 @@ from nanochat.run.signals import StopNow
 from nanochat.settings import Home
 from nanochat_platform.kube.cause import Cause
 from nanochat_platform.kube.client import Client
-from nanochat_platform.kube.facts import Attempt, attempts
+from nanochat_platform.kube.facts import Attempt, attempts, lost_nodes
 from nanochat_platform.kube.jobs import END_MARGIN_S, JobDescription, OwnerReference
 from nanochat_platform.kube.lease import Renewer
 from nanochat_platform.kube.names import CAUSE, FIELD_MANAGER, KINDS, labels, lease_name, selector
@@ -287,11 +287,12 @@ class _Submitter:
     def _settle(self, stage: str, grace_s: float) -> None:
         """Wait for pods of earlier attempts to end: one that still saves its last checkpoint holds the run.
 
-        No longer than they are given. A pod of a lost node never ends; its number in `owner` fences it.
+        No longer than they are given, and not for those of a lost node: they never end, and their number in
+        `owner` fences them.
         """
         mine = selector(run=self._spec.run_name, stage=stage)
         deadline, told = self._clock() + grace_s, False
-        while left := [pod for pod in self._client.items(PODS, selector=mine) if _works(pod)]:
+        while left := self._working_pods(mine):
             if self._clock() > deadline:
                 self._say(
                     f"{stage}: pod `{name_of(left[0])}` has not ended in {grace_s:.0f} s; going on without it"
@@ -301,6 +302,11 @@ class _Submitter:
                 self._say(f"{stage}: waiting for pod `{name_of(left[0])}` of an earlier attempt to end")
                 told = True
             self._wait(SETTLE_POLL_S)
+
+    def _working_pods(self, mine: str) -> list[Object]:
+        pods = [pod for pod in self._client.items(PODS, selector=mine) if _works(pod)]
+        lost = lost_nodes(self._client, pods)
+        return [pod for pod in pods if pod["spec"].get("nodeName") not in lost]
 
     def _check_uncancelled(self) -> None:
         seen = self._seen
