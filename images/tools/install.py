@@ -114,26 +114,27 @@ def install(work: Path, asked: argparse.Namespace) -> None:
     hashed = ("--require-hashes", "--only-binary=:all:")
     run(*pip, "install", *hashed, "-r", write("uv.txt", pin(lock, "uv")))
 
-    torch = ""
+    named = [*asked.package]
     if asked.torch_index_url:
         wanted = torch_pin(lock, asked.torch_sha256)
         source = ("--index-url", asked.torch_index_url, "-r", write("torch.txt", wanted))
         run(*pip, "download", "--no-deps", *hashed, "-d", work / "torch", *source)
         (wheel,) = (work / "torch").iterdir()
-        torch = f"torch @ {wheel.as_uri()} {wanted.split()[1]}"
+        named.append(f"torch @ {wheel.as_uri()} {wanted.split()[1]}")
     elif asked.variant == "cpu" and not asked.exclude:
         say("torch is the lock's, with 3 GB of CUDA libraries; TORCH_INDEX_URL gives the CPU build")
 
     variant = f" for {asked.variant}" if asked.variant else ""
-    say(f"installing {', '.join(asked.extra)}{variant} from {asked.lock.name}, without {' '.join(without)}")
+    what = ", ".join([*asked.extra, *asked.package])
+    say(f"installing {what}{variant} from {asked.lock.name}, without {' '.join(without)}")
     uv = (work / "boot/bin/uv", "--quiet", "--no-config")
     run(*uv, "venv", "--no-project", "--python", sys.executable, asked.venv)
-    extras = [part for extra in asked.extra for part in ("--extra", extra)]
+    extras = [part for extra in asked.extra for part in ("-r", asked.project, "--extra", extra)]
     run(
         *(*uv, "pip", "install", "--no-sources", "--no-build", "--python", asked.venv / "bin/python"),
         *("--require-hashes", "--constraints", asked.lock),
         *("--excludes", write("excludes.txt", "\n".join(without))),
-        *("-r", asked.project, *extras, "-r", write("given.txt", torch)),
+        *(*extras, "-r", write("named.txt", "\n".join(named))),
     )
 
 
@@ -147,6 +148,9 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("venv", type=Path)
     parser.add_argument("--extra", action="append", default=[], help="extra of pyproject.toml")
+    parser.add_argument(
+        "--package", action="append", default=[], help="a distribution, at the lock's version"
+    )
     parser.add_argument("--variant", default="", help="cpu or cuda, where torch is among the extras")
     parser.add_argument("--exclude", type=str.split, default=[], help="names, or prefixes with *")
     parser.add_argument("--index-url", default="")

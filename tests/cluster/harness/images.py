@@ -29,7 +29,7 @@ MERGED = "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr"
 UNWANTED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*")
 HOST_CERTIFICATES = Path("/etc/ssl/certs")
 BUNDLE = HOST_CERTIFICATES / "ca-certificates.crt"
-MAX_LAYERS = 400  # of buildah's storage, before it starts afresh
+MAX_LAYERS_BYTES = 14e9  # of buildah's storage, before it starts afresh: twice what our images take
 # What a build may take over from the environment of whoever starts it.
 PASSED_ON = (
     "PIP_INDEX_URL",
@@ -187,8 +187,11 @@ def _buildah(
     caches = cache_root() / "buildah"
     caches.mkdir(exist_ok=True)
     layers = caches / "layers"
-    if layers.is_dir() and len(list((layers / "overlay").iterdir())) > MAX_LAYERS:
-        shutil.rmtree(layers)
+    listed = layers / "overlay-layers" / "layers.json"
+    if listed.is_file():
+        kept = json.loads(listed.read_text(encoding="utf-8"))
+        if sum(layer.get("diff-size", 0) for layer in kept) > MAX_LAYERS_BYTES:
+            shutil.rmtree(layers)
     storage = ["--storage-driver=overlay", f"--root={layers}", f"--runroot={scratch / 'run'}"]
     alone = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
     buildah = [*alone, "buildah", *storage]
