@@ -47,6 +47,8 @@ _NEEDED = {
     "persistentvolumeclaims": ("get",),
     "services": ("list", "create", "patch", "delete"),
 }
+_TEMPLATE_FLAG, _TEMPLATE_FOLDER = "--pytorch-init-container-template-file", "/etc/config"
+"""How the operator is given another template: by flag, or by a file at the flag's default."""
 _ALWAYS_ADMITTED = {
     "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
     "container": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
@@ -300,10 +302,7 @@ def check_init_container(client: Client, question: Question) -> Iterator[Finding
 
 def _template(client: Client) -> Finding:
     """Judge the operator's own settings, where they can be seen, in a namespace that refuses its default."""
-    fix = (
-        "start the operator with `--pytorch-init-container-template-file` and a template that sets a "
-        "securityContext (README, `On Kubernetes`), or use --kind job"
-    )
+    fix = "install it with `manifests/components/training-operator`, or use --kind job"
     text = f"`{client.namespace}` refuses the training operator's default init container"
     try:
         found = [d for d in client.items(DEPLOYMENTS, namespace=None) if name_of(d) == "training-operator"]
@@ -313,7 +312,8 @@ def _template(client: Client) -> Finding:
         return Finding("init container", "unknown", f"{text}; the operator's settings are not visible", fix)
     container = found[0]["spec"]["template"]["spec"]["containers"][0]
     arguments = [*(container.get("command") or []), *(container.get("args") or [])]
-    if any("--pytorch-init-container-template-file" in argument for argument in arguments):
+    mounts = [mount.get("mountPath", "") for mount in container.get("volumeMounts") or []]
+    if any(_TEMPLATE_FLAG in argument for argument in arguments) or _TEMPLATE_FOLDER in mounts:
         return Finding("init container", "ok", f"{text}, and the operator has another template")
     return Finding("init container", "error", f"{text}: workers of two nodes will never start", fix)
 

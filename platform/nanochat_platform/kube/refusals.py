@@ -139,8 +139,8 @@ def pod_security(message: str, what: str) -> ConfigError:
     if "init-pytorch" in message:
         return ConfigError(
             f"cannot {what}: the training operator's own init container violates Pod Security `{level}`",
-            hint="start the operator with `--pytorch-init-container-template-file` and the template of "
-            "`manifests/training-operator`, or use `--kind job`; `nanochat doctor` checks it",
+            hint="install the operator with `manifests/components/training-operator`, or use `--kind job`; "
+            "`nanochat doctor` checks it",
         )
     return ConfigError(
         f"cannot {what}: the pods violate Pod Security `{level}`: {broken}",
