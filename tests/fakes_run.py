@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +138,11 @@ def wait_for_line(process: subprocess.Popen[str], text: str) -> str:
         if text in line:
             return seen
     raise AssertionError(f"{text!r} never came; stderr was:\n{seen}")
+
+
+def wait_until(condition: Callable[[], bool], limit_s: float = 100.0) -> None:
+    """Look until a condition holds; fails when it does not within `limit_s`."""
+    until = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < until, "the condition never held"
+        time.sleep(0.01)

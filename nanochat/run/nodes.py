@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import queue
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -28,7 +29,7 @@ FAREWELL_S = 20.0
 """The first node waits so long for the others to read its last word, before its store goes with it."""
 SETTLE_S = 10.0
 """A node whose ranks lost the others waits so long for somebody to say why."""
-SILENT_S = 5.0
+SILENT_S = 3.0
 """Of silence are enough to wait no longer for a node that was lost or has ended."""
 _LOST, _UNEXPLAINED, _REASON = range(3)
 
@@ -129,6 +130,13 @@ class Nodes:
             NanochatError: another node ended before all were there; its reason.
         """
         deadline = self._clock() + self._limits.gather_s
+        if self._others:
+            where = "the other nodes" if self.first else f"node 0 at {self.place.host}:{self.place.port}"
+            print(
+                f"node {self.place.node_rank} of {self.place.nodes} waits for {where}",
+                file=sys.stderr,
+                flush=True,
+            )
         self._store = self._listen() if self.first else self._connect(check, deadline)
         self._heard = self._clock()
         self._post(f"here/{self.place.node_rank}", json.dumps(self._facts))
@@ -285,7 +293,7 @@ class Nodes:
 
         `until` gives the time on the clock when waiting for others is over, if there is one.
         """
-        if not self._thread.is_alive():
+        if self._thread.ident is None:  # they never met
             return error
         mine = End.of(error)
         self._post(f"end/{self.place.node_rank}", json.dumps(asdict(mine)))
@@ -326,7 +334,7 @@ class Nodes:
 
     def leave(self) -> None:
         """Part; the first node waits until the others have read what it said."""
-        if not self._thread.is_alive():
+        if self._thread.ident is None:
             return
         limit = self._clock() + FAREWELL_S
         bye = f"bye/{self.place.node_rank}"

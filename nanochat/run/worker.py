@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import importlib
+import os
 import re
 import signal
 import sys
@@ -155,4 +156,9 @@ def _finish(stage: Stage, context: StageContext, result: StageResult, took_s: fl
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if code:
+        # torch may abort when it takes connections to dead peers down, and hide why this rank ended.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
