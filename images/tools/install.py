@@ -114,7 +114,7 @@ def install(work: Path, asked: argparse.Namespace) -> None:
     hashed = ("--require-hashes", "--only-binary=:all:")
     run(*pip, "install", *hashed, "-r", write("uv.txt", pin(lock, "uv")))
 
-    named = [*asked.package]
+    named = [pin(lock, name) for name in asked.package]
     if asked.torch_index_url:
         wanted = torch_pin(lock, asked.torch_sha256)
         source = ("--index-url", asked.torch_index_url, "-r", write("torch.txt", wanted))
