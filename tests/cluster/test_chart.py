@@ -9,10 +9,10 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import pytest
@@ -30,6 +30,8 @@ from tests.pod_security import mutants, pod_templates
 CRDS = ("rayclusters", "rayservices", "servicemonitors", "podmonitors")
 SMALL = {"requests": {"cpu": "200m", "memory": "512Mi"}, "limits": {"memory": "3Gi"}}
 KEY_HASH = "8ed3f6ad685b959ead7022518e1af76cd816f8e8ec7ccdda1ed4018e8f2223f8"  # sha256 of "alpha"
+
+T = TypeVar("T")
 
 
 # The control plane: no node, pods stay Pending
@@ -264,6 +266,30 @@ class Place:
         spec = self.cluster.get("service", service, "-n", self.namespace)["spec"]
         return f"http://{spec['clusterIP']}:{spec['ports'][0]['port']}"
 
+    def poll(self, what: str, condition: Callable[[], T | None], timeout: float) -> T:
+        """Ask until the answer is true; where it does not come, the error tells how the pods are."""
+        try:
+            return poll(what, condition, timeout, interval=0.2)
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}\n{self.state()}") from None
+
+    def state(self) -> str:
+        """Return what a person would look at first."""
+        look = [
+            ("get", "pods,rayservices", "-o", "wide"),
+            (
+                "get",
+                "events",
+                "--sort-by=.lastTimestamp",
+                "-o",
+                "custom-columns=:.involvedObject.name,:.message",
+            ),
+            ("logs", "-l", "app.kubernetes.io/instance=chat", "--all-containers", "--tail=40", "--prefix"),
+        ]
+        return "\n".join(
+            self.cluster.kubectl(*args, "-n", self.namespace, check=False).stdout[-6000:] for args in look
+        )
+
     def pods(self) -> list[dict[str, Any]]:
         """Return the pods that serve."""
         labels = "app.kubernetes.io/instance=chat,app.kubernetes.io/component=serve"
@@ -326,12 +352,12 @@ def test_a_deployment_serves_and_an_update_drops_no_stream(place: Place) -> None
     follow = [str(kubectl()), "logs", "-f", name, "-n", place.namespace]
     with subprocess.Popen(follow, env=place.cluster.env, stdout=subprocess.PIPE, text=True) as logs:
         with rung("chart, deployment: rolling update under open streams"), streaming(url) as tally:
-            poll("streams to end well before the update", lambda: tally.finished >= 4, timeout=60)
+            place.poll("streams to end well before the update", lambda: tally.finished >= 4, timeout=60)
             changed = place.values(podAnnotations={"example.com/roll": "1"})
             place.release.install(changed, "--wait", "--timeout", "200s")
-            poll("the old pod to go", lambda: not place.release.exists("pod", name), timeout=90)
+            place.poll("the old pod to go", lambda: not place.release.exists("pod", name), timeout=90)
             seen = tally.finished
-            poll("streams of the new pod", lambda: tally.finished >= seen + 4, timeout=60)
+            place.poll("streams of the new pod", lambda: tally.finished >= seen + 4, timeout=60)
         told = logs.communicate(timeout=20)[0]
     say(f"{tally.finished} streams finished, {len(tally.broken)} broken, {len(tally.refused)} refused")
     assert (tally.broken, tally.refused) == ([], [])
@@ -361,7 +387,7 @@ def test_a_damaged_model_is_never_served_and_the_pod_says_which_file(place: Plac
                     return dict(found)
         return None
 
-    last = poll("the server to give up", ended, timeout=90)
+    last = place.poll("the server to give up", ended, timeout=90)
     assert last["exitCode"] == 65
     assert "model.safetensors" in last["message"]
     assert not any(
@@ -392,7 +418,7 @@ def ray_ready(place: Place, cluster_name: str | None = None) -> str:
         active = status.get("activeServiceStatus", {}).get("rayClusterName")
         return active if ready and active and active != cluster_name else None
 
-    return poll("the RayService to be ready", ready, timeout=200, interval=0.5)
+    return place.poll("the RayService to be ready", ready, timeout=200)
 
 
 @pytest.mark.timeout(600, func_only=True)
@@ -414,7 +440,7 @@ def test_ray_serves_swaps_its_model_and_an_update_drops_no_stream(place: Place, 
     with rung("chart, rayservice: another model in place"), streaming(url) as tally:
         assert served() == place.models[0]
         place.release.install(values | {"model": {"folder": place.models[1]}})
-        poll("the other model", lambda: served() == place.models[1], timeout=90)
+        place.poll("the other model", lambda: served() == place.models[1], timeout=90)
     assert (tally.broken, tally.refused) == ([], [])
     assert [pod["metadata"]["uid"] for pod in place.pods()] == [worker["metadata"]["uid"]]
 
@@ -422,9 +448,9 @@ def test_ray_serves_swaps_its_model_and_an_update_drops_no_stream(place: Place, 
         place.release.install(values | {"podAnnotations": {"example.com/roll": "1"}})
         ray_ready(place, first)
         gone = ("raycluster", first)
-        poll("the first cluster to go", lambda: not place.release.exists(*gone), timeout=200)
+        place.poll("the first cluster to go", lambda: not place.release.exists(*gone), timeout=200)
         seen = tally.finished
-        poll("streams of the second cluster", lambda: tally.finished >= seen + 4, timeout=60)
+        place.poll("streams of the second cluster", lambda: tally.finished >= seen + 4, timeout=60)
     say(f"{tally.finished} streams finished, {len(tally.broken)} broken, {len(tally.refused)} refused")
     assert (tally.broken, tally.refused) == ([], [])
     assert served() == place.models[0]
@@ -446,5 +472,5 @@ def test_rays_autoscaler_adds_a_worker_under_load(place: Place, kuberay: None) -
             statuses = [s for pod in place.pods() for s in pod["status"].get("containerStatuses", ())]
             return len(statuses) == 2 and all(status["ready"] for status in statuses)
 
-        poll("a second worker", two_ready, timeout=200, interval=0.5)
+        place.poll("a second worker", two_ready, timeout=200)
     assert tally.broken == []

@@ -1,12 +1,9 @@
-{{/* The security context of every container: nothing in values can loosen it. */}}
+{{/* The security context of every container; the pod's has the rest. Nothing in values can loosen either. */}}
 {{- define "nanochat.containerSecurity" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
-runAsNonRoot: true
 capabilities:
   drop: [ALL]
-seccompProfile:
-  type: RuntimeDefault
 {{- end -}}
 
 {{- define "nanochat.podSecurity" -}}

@@ -9,6 +9,8 @@
   value: {{ .Values.ray.drainSeconds | quote }}
 - name: RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S
   value: {{ add .Values.server.graceSeconds 30 | quote }}
+- name: RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S
+  value: "60"
 - name: RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS
   value: "1"
 - name: RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S
