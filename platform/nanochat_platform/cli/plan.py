@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -26,9 +27,15 @@ Measure = Annotated[
     bool, typer.Option("--measure/--no-measure", help="On cpu and mps: time three steps here first.")
 ]
 
+Spec = Annotated[
+    Path | None,
+    typer.Option("--spec", metavar="FILE", help="Plan this run on a cluster: its objects and quota too."),
+]
+
 
 def plan(
     *,
+    spec: Spec = None,
     run: Run = None,
     preset: o.Preset = None,
     hardware: Machine = "cpu",
@@ -45,8 +52,11 @@ def plan(
 ) -> None:
     """Print what a run needs, takes and costs before it is started: model, memory, shards, time, money."""
     given = dict(locals())
-    for name in ("hardware", "measure", "as_json"):
+    for name in ("spec", "hardware", "measure", "as_json"):
         given.pop(name)
+    if spec is not None:
+        _on_a_cluster(spec, given, as_json=as_json)
+        return
 
     from nanochat import settings
     from nanochat.files import write_json
@@ -55,15 +65,28 @@ def plan(
     from nanochat_platform.plan import describe, make_plan, measure_here
 
     home = settings.home()
-    spec = local.make_spec(home, given, stored=run is not None, check=False)
+    config = local.make_spec(home, given, stored=run is not None, check=False)
     found = make_plan(
-        spec, find(hardware), measure=measure_here if measure else None, data=data_facts(home, spec)
+        config, find(hardware), measure=measure_here if measure else None, data=data_facts(home, config)
     )
     values = found.model_dump(mode="json")
     if run is not None:
         write_json(home.run(run) / "plan.json", values)
     if as_json:
         o.print_json(values)
+    else:
+        print(describe(found), flush=True)
+
+
+def _on_a_cluster(path: Path, flags: dict[str, object], *, as_json: bool) -> None:
+    """Print the plan of a cluster's spec, with options over it."""
+    from nanochat_platform.kube.planned import plan_cluster
+    from nanochat_platform.plan import describe
+    from nanochat_platform.spec import RunSpec
+
+    found = plan_cluster(RunSpec.load(path, flags))
+    if as_json:
+        o.print_json(found.model_dump(mode="json"))
     else:
         print(describe(found), flush=True)
 
