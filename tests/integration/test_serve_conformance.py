@@ -160,8 +160,12 @@ def test_completions_are_valid_whole_and_streamed(port, schemas, fields):
 
 @needs_spec
 def test_the_model_routes_are_valid(port, schemas):
-    schemas("ListModelsResponse", json.loads(ask(port, "/v1/models", method="GET")[2]))
-    schemas("Model", json.loads(ask(port, "/v1/models/stub", method="GET")[2]))
+    every = json.loads(ask(port, "/v1/models", method="GET")[2])
+    schemas("ListModelsResponse", every)
+    one = json.loads(ask(port, "/v1/models/stub", method="GET")[2])
+    schemas("Model", one)
+    assert every["data"] == [one]
+    assert one["id"] == "stub"
 
 
 GOOD = {"model": "stub", "messages": HELLO}

@@ -90,7 +90,10 @@ def test_a_volume_without_links_gets_copies(home, monkeypatch):
 
     monkeypatch.setattr(os, "link", refuse)
     CheckpointStore(home.stage("r", "base_train")).save(7, model=weights(), optim={}, state={})
-    export(home, "base_train", 7, state=None)
+    exported = export(home, "base_train", 7, state=None) / "model.safetensors"
+    saved = home.stage("r", "base_train") / "checkpoints" / "step-00000007" / "model.safetensors"
+    assert exported.stat().st_ino != saved.stat().st_ino
+    assert exported.read_bytes() == saved.read_bytes()
     find_model(home, "r", "base_train").verify()
 
 
