@@ -36,14 +36,13 @@ def locked(lock: str) -> Iterator[tuple[str, str]]:
 
 
 def pin(lock: str, name: str) -> str:
-    """Return the lock's block of one distribution.
+    """Return the lock's block of one distribution, or its blocks where Python versions differ.
 
     Raises:
         BuildError: the lock has no such distribution.
     """
-    for found, block in locked(lock):
-        if found == name:
-            return block
+    if blocks := "".join(block for found, block in locked(lock) if found == name):
+        return blocks
     raise BuildError(f"requirements.lock has no {name!r}; run `make lock`")
 
 

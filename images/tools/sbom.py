@@ -58,14 +58,18 @@ def release() -> dict[str, str]:
     return {key: value.strip('"') for key, _, value in (line.partition("=") for line in lines) if value}
 
 
+def debian_packages() -> list[str]:
+    """Return one line of dpkg-query for each installed package."""
+    return subprocess.run(DPKG, check=True, capture_output=True, text=True).stdout.splitlines()
+
+
 def components() -> Iterator[dict[str, Any]]:
     """Yield every component of this file system, sorted within its kind."""
     found = {c["name"]: c for c in map(python_component, distributions())}
     yield from (found[name] for name in sorted(found))
     system = release()
-    listed = subprocess.run(DPKG, check=True, capture_output=True, text=True).stdout.splitlines()
     distro = f"{system['ID']}-{system.get('VERSION_ID', 'unstable')}"
-    yield from (debian_component(line, distro) for line in sorted(listed))
+    yield from (debian_component(line, distro) for line in sorted(debian_packages()))
 
 
 def document(name: str, version: str, when: datetime) -> dict[str, Any]:
