@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fakes_run import FakeHome, end
 
 from nanochat import shape
 from nanochat.data.loader import Batches
@@ -211,6 +212,38 @@ def test_fine_tuning_starts_from_the_base_model_where_midtraining_never_ran(whol
     machine = whole.copy(tmp_path / "home")
     machine.done("chat_sft", steps=CHAT_STEPS)
     assert machine.record("chat_sft")["inputs"].keys() == {"data", "base_train"}
+
+
+WORTH_COMPILING = """
+import importlib.util
+from nanochat.train import runtime
+
+runtime.COMPILE_FROM_CPU_FLOPS = 0.0  # a model of a few seconds counts as one of an hour
+spec = importlib.util.spec_from_file_location("product", {source!r})
+product = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(product)
+run = product.run
+"""
+
+
+def test_without_a_compiler_training_says_so_once_and_goes_on_eager(tokenized, tmp_path):
+    source = ROOT / "nanochat" / "train" / "stages" / "base_train.py"
+    fake = FakeHome(tmp_path, base_train=WORTH_COMPILING.format(source=str(source)))
+    shutil.copytree(tokenized.home.root, fake.home.root)
+    bin_dir = tmp_path / "bin"
+    bin_dir.mkdir()
+    git = shutil.which("git")
+    if git is not None:  # the record names the code's revision
+        (bin_dir / "git").symlink_to(git)
+    config = fake.config("base_train", run=RUN, steps=3)
+    code, _, err = end(fake.launch(config, env={"PATH": str(bin_dir)}), 150)
+    assert code == 0, err
+    warnings = [line for line in err.splitlines() if "warning" in line.lower()]
+    assert len(warnings) == 1, err
+    assert warnings[0].startswith("warning: training runs eager")
+    assert "no C++ compiler on PATH: install " in warnings[0]
+    assert [event["step"] for event in read_events(config.parent / "events.jsonl", "step")] == [1, 2, 3]
+    assert not list(fake.home.cache.glob("inductor/**/*.cpp")), "nothing was compiled"
 
 
 def flip_a_token(machine: Machine) -> str:
