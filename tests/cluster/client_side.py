@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from tests.cluster.harness.access import Access
 from tests.cluster.harness.host import ROOT
 
@@ -55,10 +57,21 @@ class User:
         spec = {**CLAIM["spec"], "accessModes": list(modes) or ["ReadWriteMany"]}  # type: ignore[dict-item]
         self.access.create({**CLAIM, "spec": spec}, namespace=self.namespace)
 
+    def _own_context(self) -> Path:
+        """Return a kubeconfig whose context is in the user's namespace."""
+        path = self.folder / "own.kubeconfig"
+        if not path.exists():
+            values = yaml.safe_load(self.access.kubeconfig.read_text())
+            for entry in values["contexts"]:
+                entry["context"]["namespace"] = self.namespace
+            path.write_text(yaml.safe_dump(values))
+            path.chmod(0o600)
+        return path
+
     @property
     def env(self) -> dict[str, str]:
         """The command line's environment."""
-        own = {**self.access.env, "KUBECONFIG": str(self.kubeconfig or self.access.kubeconfig)}
+        own = {**self.access.env, "KUBECONFIG": str(self.kubeconfig or self._own_context())}
         paths = f"{ROOT}:{ROOT / 'platform'}"
         return {**own, "PYTHONPATH": paths, "NANOCHAT_HOME": str(self.folder / "home"), **self.extra_env}
 

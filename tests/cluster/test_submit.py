@@ -230,7 +230,7 @@ def test_a_changed_spec_does_not_touch_a_run_at_work(user: User) -> None:
     before = user.jobs()["kt-data-1"]
     changed = user.run("submit", "--spec", user.spec(overrides={"seed": 7}), "--detach")
     assert changed.returncode == 66
-    assert changed.stderr.startswith("error: stage `data` of run `kt` is at work with another spec")
+    assert "\nerror: stage `data` of run `kt` is at work with another spec" in changed.stderr
     assert "hint: wait for it, stop it with `nanochat cancel`" in changed.stderr
     assert user.jobs()["kt-data-1"]["metadata"]["uid"] == before["metadata"]["uid"]
     adopted = user.run("submit", "--spec", user.spec(), "--detach")

@@ -10,7 +10,7 @@ from nanochat_platform.kube.cause import Cause
 from nanochat_platform.kube.explain import Facts, explain
 from nanochat_platform.kube.names import KINDS
 from nanochat_platform.kube.refusals import error_of, is_missing, refusal
-from nanochat_platform.kube.resources import PODS, Resource
+from nanochat_platform.kube.resources import NAMESPACES, PODS, Resource
 from nanochat_platform.kube.transport import Answer
 
 from nanochat.run.reason import LastWords
@@ -466,5 +466,6 @@ def test_a_missing_object_is_told_from_a_missing_kind_or_namespace() -> None:
     assert is_missing(answer(404, 'pods "x" not found', reason="NotFound", kind="pods", name="x"))
     assert not is_missing(REFUSALS["kind"][0])
     assert not is_missing(REFUSALS["namespace"][0])
+    assert is_missing(REFUSALS["namespace"][0], NAMESPACES)
     assert PODS.label == "pods"
     assert refusal("odd", what="x", namespace="n", forbidden=True).exit_code == 77

@@ -163,7 +163,7 @@ def root_cause(client: Client, run: str | None, stage: str | None) -> dict[str, 
     from nanochat.errors import ConfigError
     from nanochat_platform.kube import facts
     from nanochat_platform.kube.explain import explain as judge
-    from nanochat_platform.kube.overview import newest, state
+    from nanochat_platform.kube.overview import newest, stage_row
 
     name = c.one_run(client, run)
     try:
@@ -174,12 +174,15 @@ def root_cause(client: Client, run: str | None, stage: str | None) -> dict[str, 
             raise
         return step
     open_ = [attempt for attempt in found if attempt.phase.name != "succeeded"]
+    rows = []
     for attempt in reversed(open_):
-        cause = judge(facts.gather(client, attempt))
+        known = facts.gather(client, attempt)
+        rows.append(stage_row(attempt, known.pods, None, now=known.now))
+        cause = judge(known)
         if cause is not None:
             facts_ = {"run": name, "stage": attempt.stage, "attempt": attempt.number, "job": attempt.name}
             return facts_ | cause.model_dump(mode="json")
-    now = f"`{open_[-1].stage}` is {state(open_[-1])}" if open_ else f"all {len(found)} stages are done"
+    now = f"`{rows[0]['stage']}` is {rows[0]['state']}" if rows else f"all {len(found)} stages are done"
     text = f"nothing is wrong with run `{name}`: {now}"
     return {"run": name, "kind": "none", "text": text, "exit_code": 0, "fix": ""}
 

@@ -303,7 +303,7 @@ class Client:
                 self._answered = True
                 if answer.status < 400:
                     return answer
-                if missing and refusals.is_missing(answer):
+                if missing and refusals.is_missing(answer, resource):
                     return answer
                 problem = refusals.error_of(answer, what=what, resource=resource, namespace=self.namespace)
                 after, patience_s = answer.retry_after_s, self._patience(answer)

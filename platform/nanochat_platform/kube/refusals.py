@@ -16,7 +16,7 @@ from nanochat.errors import (
     RunLockedError,
     UnavailableError,
 )
-from nanochat_platform.kube.resources import Resource
+from nanochat_platform.kube.resources import NAMESPACES, Resource
 from nanochat_platform.kube.transport import Answer
 
 _INSTALL = {
@@ -46,11 +46,12 @@ def transient(answer: Answer) -> bool:
     return answer.status in _TRANSIENT
 
 
-def is_missing(answer: Answer) -> bool:
+def is_missing(answer: Answer, resource: Resource | None = None) -> bool:
     """Return whether an answer says that one object, whose type and namespace exist, is not there."""
     status = answer.json()
     kind = (status.get("details") or {}).get("kind")
-    return answer.status == 404 and status.get("reason") == "NotFound" and kind != "namespaces"
+    elsewhere = kind == "namespaces" and resource != NAMESPACES
+    return answer.status == 404 and status.get("reason") == "NotFound" and not elsewhere
 
 
 def error_of(
