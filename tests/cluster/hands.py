@@ -125,9 +125,9 @@ class Hands:
 
     def _look(self) -> None:
         where = None if self._all else self.client.namespace
-        for pod in self.client.items(PODS, selector=selector(), namespace=where):
-            phase = (pod.get("status") or {}).get("phase")
-            if meta(pod, "deletionTimestamp") or phase in ("Succeeded", "Failed"):
+        unfinished = "status.phase!=Succeeded,status.phase!=Failed"
+        for pod in self.client.items(PODS, selector=selector(), fields=unfinished, namespace=where):
+            if meta(pod, "deletionTimestamp"):
                 continue
             status = self.play(pod)
             uid = str(meta(pod, "uid"))

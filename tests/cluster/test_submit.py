@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,14 +14,17 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 from nanochat_platform.kube import follow as following
 from nanochat_platform.kube.client import Client, Gone
+from nanochat_platform.kube.facts import attempts
 from nanochat_platform.kube.names import KINDS
-from nanochat_platform.kube.resources import LEASES, PODS, name_of, of_kind
+from nanochat_platform.kube.resources import LEASES, PODS, name_of
 from nanochat_platform.spec import RunSpec
+from nanochat_platform.submit import Options, submit
 from nanochat_platform.submit.attempt import create
 from nanochat_platform.submit.objects import description
 
@@ -138,43 +141,36 @@ class Kill:
         return True
 
 
-def killed_and_repeated(
-    control_plane: Access, folder: Path, number: int, when: When
-) -> tuple[int, list[str]]:
-    """Kill a submitter at one request and run another to the end; returns the first's exit code, the jobs."""
-    with control_plane.namespace("kill") as name:
-        user = User(control_plane, name, folder)
-        user.claim()
-        spec = user.spec(stages=STAGES)
-        kill = Kill(number, when)
-        with Cutter(control_plane.kubeconfig, kill) as cutter:
-            user.kubeconfig = cutter.kubeconfig(folder / "kubeconfig")
-            kill.victim = user.start("submit", "--spec", spec)
-            kill.started.set()
-            kill.victim.communicate(timeout=100)
-        user.kubeconfig = None
-        result = json.loads(user.ok("submit", "--spec", spec, "--json", timeout=100))
-        assert [s["record"] for s in result["stages"]] == [RECORD] * 3
-        return kill.victim.returncode, sorted(user.jobs())
+def killed_and_repeated(user: User, client: Client, number: int, when: When) -> tuple[int, list[str]]:
+    """Kill a submitter at one request and let another finish; returns the first's exit code, the jobs."""
+    run = f"k{number}{when[0]}"
+    spec = user.spec(f"{run}.yaml", run=run, stages=STAGES)
+    kill = Kill(number, when)
+    with Cutter(user.access.kubeconfig, kill) as cutter:
+        kubeconfig = cutter.kubeconfig(user.folder / f"{run}.kubeconfig")
+        kill.victim = user.start("submit", "--spec", spec, "--kubeconfig", kubeconfig)
+        kill.started.set()
+        kill.victim.communicate(timeout=100)
+    result = submit(client, RunSpec.load(spec), STAGES, Options(), lambda text: None)
+    assert [stage.record for stage in result.stages] == [RECORD] * 3
+    return kill.victim.returncode, [attempt.name for attempt in attempts(client, run)]
 
 
 @pytest.mark.timeout(400, func_only=True)
-def test_a_submitter_killed_at_any_request_leaves_one_job_a_stage(
-    control_plane: Access, tmp_path: Path
-) -> None:
+def test_a_submitter_killed_at_any_request_leaves_one_job_a_stage(user: User, client: Client) -> None:
     cases = list(itertools.product(range(1, 31), ("before", "after")))
 
     def run(case: tuple[int, When]) -> tuple[int, list[str]]:
-        folder = tmp_path / f"{case[0]}-{case[1]}"
-        folder.mkdir()
-        return killed_and_repeated(control_plane, folder, *case)
+        return killed_and_repeated(user, client, *case)
 
     began = time.monotonic()
-    with Hands(control_plane.kubeconfig, done), ThreadPoolExecutor(6) as pool:
+    with hands(user, done), ThreadPoolExecutor(8) as pool:
         results = dict(zip(cases, pool.map(run, cases), strict=True))
     say(f"{len(cases)} kills in {time.monotonic() - began:.0f} s")
-    assert {case: jobs for case, (_, jobs) in results.items() if jobs != JOBS} == {}
-    assert {case: code for case, (code, _) in results.items() if code != -signal.SIGKILL} == {}
+    for (number, when), (code, jobs) in results.items():
+        assert code == -signal.SIGKILL, f"request {number} was never sent"
+        names = [f"k{number}{when[0]}-{stage.replace('_', '-')}-1" for stage in STAGES]
+        assert sorted(jobs) == sorted(names)
 
 
 def test_a_submitter_killed_at_any_file_operation_leaves_one_job_a_stage(
@@ -306,14 +302,14 @@ def test_a_job_that_says_nothing_of_its_record_is_not_believed(user: User) -> No
 
 def test_cancel_leaves_nothing_and_ends_the_submitter(user: User) -> None:
     spec = user.spec(nodes=2, stages=["base_train"])
-    with hands(user, running), open(os.devnull, "w") as nowhere:
+    with hands(user, running):
         process = user.start("submit", "--spec", spec)
         wait_until("the pods to run", lambda: sum(p["status"]["phase"] == "Running" for p in pods(user)) == 2)
         began = time.monotonic()
         user.ok("cancel", "--run", "kt")
-        print(f"{time.monotonic() - began:.2f}", file=nowhere)
-        say(f"cancel: {time.monotonic() - began:.2f} s from the command's start to all told")
-        assert time.monotonic() - began <= 3.0 + 1.0  # the bar, and a process start on two shared cores
+        took_s = time.monotonic() - began
+        say(f"cancel: {took_s:.2f} s from the command's start to all told")
+        assert took_s <= 3.0
         assert user.jobs() == {}
         assert all(pod["metadata"].get("deletionTimestamp") for pod in pods(user))
         _, err = process.communicate(timeout=30)
@@ -445,9 +441,6 @@ def account_folder(user: User, account: str, folder: Path) -> tuple[Path, dict[s
     """Return a service account's mount as a pod has it, and the variables that go with it."""
     kubeconfig = yaml.safe_load(user.access.account_kubeconfig(user.namespace, account).read_text())
     cluster = kubeconfig["clusters"][0]["cluster"]
-    import base64
-    from urllib.parse import urlsplit
-
     folder.mkdir()
     (folder / "token").write_text(kubeconfig["users"][0]["user"]["token"])
     (folder / "namespace").write_text(user.namespace)
@@ -541,7 +534,3 @@ def test_status_list_and_resume_read_the_cluster_alone(user: User) -> None:
         result = json.loads(user.ok("resume", "--namespace", user.namespace, "--json"))
     assert [s["record"] for s in result["stages"]] == [RECORD, RECORD]
     assert sorted(user.jobs()) == ["kt-data-1", "kt-tok-train-1"]
-
-
-def test_deleting_a_kind_goes_by_its_own_path() -> None:
-    assert of_kind(KINDS["pytorchjob"]).path("n", "x") == KINDS["pytorchjob"].path("n", "x")
