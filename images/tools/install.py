@@ -99,6 +99,7 @@ def install(work: Path, asked: argparse.Namespace) -> None:
     """
     lock = asked.lock.read_text(encoding="utf-8")
     without = left_out(lock, asked.variant, asked.exclude)
+    torch = torch_pin(lock, asked.torch_sha256) if asked.torch_index_url else ""
     env = environment(asked.index_url)
 
     def run(*command: str | Path) -> None:
@@ -114,12 +115,11 @@ def install(work: Path, asked: argparse.Namespace) -> None:
     run(*pip, "install", *hashed, "-r", write("uv.txt", pin(lock, "uv")))
 
     named = [pin(lock, name) for name in asked.package]
-    if asked.torch_index_url:
-        wanted = torch_pin(lock, asked.torch_sha256)
-        source = ("--index-url", asked.torch_index_url, "-r", write("torch.txt", wanted))
+    if torch:
+        source = ("--index-url", asked.torch_index_url, "-r", write("torch.txt", torch))
         run(*pip, "download", "--no-deps", *hashed, "-d", work / "torch", *source)
         (wheel,) = (work / "torch").iterdir()
-        named.append(f"torch @ {wheel.as_uri()} {wanted.split()[1]}")
+        named.append(f"torch @ {wheel.as_uri()} {torch.split()[1]}")
     elif asked.variant == "cpu" and not asked.exclude:
         say("torch is the lock's, with 3 GB of CUDA libraries; TORCH_INDEX_URL gives the CPU build")
 
