@@ -39,6 +39,8 @@ class LoopbackApi:
         self.play = play
         self.objects: dict[str, Object] = {}
         self.requests: list[tuple[str, str]] = []
+        self.logs: dict[str, list[str]] = {}
+        """Stamped lines by pod."""
         self._events: list[tuple[int, str, str, Object]] = []
         self._version = 0
         self._changed = threading.Condition()
@@ -158,6 +160,9 @@ class LoopbackApi:
         if query.get("watch"):
             self._watch(request, url.path, query)
             return
+        if url.path.endswith("/log"):
+            self._log(request, url.path.removesuffix("/log"), query)
+            return
         status, value = self._act(request.command, url.path, query, json.loads(body) if body else None)
         data = json.dumps(value).encode()
         request.send_response(status)
@@ -175,7 +180,13 @@ class LoopbackApi:
             known = self.objects.get(path)
             if method == "PATCH" and query.get("fieldValidation"):
                 return self._apply(path, query["fieldManager"], body)
-            if path.rsplit("/", 3)[1] == "namespaces" or path.endswith("/nodes"):  # a collection
+            if (
+                "namespaces" not in path and method == "GET" and known is None and path.count("/") <= 4
+            ):  # of all
+                plural = path.rsplit("/", 1)[1]
+                found = [v for p, v in self.objects.items() if p.rsplit("/", 2)[1] == plural]
+                return 200, {"items": found, "metadata": {"resourceVersion": str(self._version)}}
+            if path.rsplit("/", 3)[1] == "namespaces":  # a collection
                 items = [v for p, v in self.objects.items() if selected(p, v, path, query)]
                 if method == "DELETE":
                     for item in items:
@@ -205,6 +216,17 @@ class LoopbackApi:
         value = merged(known or {}, body)
         value["metadata"]["manager"] = manager
         return 200, self.put(path, value)
+
+    def _log(self, request: http.server.BaseHTTPRequestHandler, pod: str, query: dict[str, str]) -> None:
+        lines = self.logs.get(pod.rsplit("/", 1)[1], [])
+        if query.get("tailLines"):
+            lines = lines[-int(query["tailLines"]) :]
+        lines = [line for line in lines if line[:19] >= query.get("sinceTime", "")[:19]]
+        data = "".join(f"{line}\n" for line in lines).encode()
+        request.send_response(200)
+        request.send_header("Content-Length", str(len(data)))
+        request.end_headers()
+        request.wfile.write(data)
 
     def _watch(self, request: http.server.BaseHTTPRequestHandler, path: str, query: dict[str, str]) -> None:
         request.send_response(200)

@@ -158,7 +158,7 @@ class Reader:
         if pod is None or str(meta(pod, "uid", "")) != self._uid:
             self._stopped.set()
             return True
-        return (pod.get("status") or {}).get("phase") in ENDED
+        return _phase(pod) in ENDED
 
 
 class Readers:
@@ -177,7 +177,7 @@ class Readers:
     def add(self, pod: Object) -> None:
         """Read a pod, once, from when its container has started."""
         uid = str(meta(pod, "uid", ""))
-        if uid in self._readers or (pod.get("status") or {}).get("phase") == "Pending":
+        if uid in self._readers or _phase(pod) == "Pending":
             return
         reader = Reader(self._client, pod, self._show, follow=self._follow, tail=self._tail)
         thread = threading.Thread(target=reader.read, name=f"log {name_of(pod)}", daemon=True)
@@ -212,37 +212,54 @@ class Readers:
 
 
 class Tee:
-    """Follows the logs of a run's pods in the background for the duration of a block."""
+    """Follows the logs of a run's pods in the background for the duration of a block.
+
+    Pods that had ended before are somebody else's news; those that come and go meanwhile are shown whole.
+    """
 
     def __init__(self, client: Client, run: str, sink: Sink) -> None:
         self._client = client
         self._selector = f"{selector(run)},{TRAINING}"
         self._readers = Readers(client, sink, follow=True)
+        self._before: set[str] = set()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="logs", daemon=True)
 
     def __enter__(self) -> Tee:
+        self._before = {str(meta(pod, "uid", "")) for pod in self._pods() if _phase(pod) in ENDED}
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._done.set()
+        for pod in self._pods():
+            self._add(pod)
         ends = time.monotonic() + DRAIN_S
         while self._readers.busy() and time.monotonic() < ends:
             time.sleep(0.05)
         self._readers.stop()
 
+    def _pods(self) -> list[Object]:
+        try:
+            return self._client.items(PODS, selector=self._selector)
+        except NanochatError:
+            return []
+
+    def _add(self, pod: Object) -> None:
+        if str(meta(pod, "uid", "")) not in self._before:
+            self._readers.add(pod)
+
     def _loop(self) -> None:
-        present = False  # pods that had ended before are somebody else's news
         while not self._done.is_set():
             try:
                 for change in follow(self._client, PODS, selector=self._selector, window_s=lambda: WINDOW_S):
                     if self._done.is_set():
                         return
-                    present = present or change.kind == "tick"
-                    if change.object is None or change.kind != "set":
-                        continue
-                    if present or (change.object.get("status") or {}).get("phase") not in ENDED:
-                        self._readers.add(change.object)
+                    if change.object is not None and change.kind == "set":
+                        self._add(change.object)
             except NanochatError:
                 self._done.wait(WINDOW_S)
+
+
+def _phase(pod: Object) -> str:
+    return str((pod.get("status") or {}).get("phase", ""))

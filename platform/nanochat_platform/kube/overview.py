@@ -82,7 +82,7 @@ def run_rows(attempts: Sequence[Attempt], *, now: float) -> list[dict[str, Any]]
     rows = []
     for (namespace, run), mine in runs.items():
         last = newest(mine)
-        current = max(last, key=lambda a: seconds(meta(a.job, "creationTimestamp", "")))
+        current = max(reversed(last), key=lambda a: seconds(meta(a.job, "creationTimestamp", "")))
         began = min(seconds(meta(a.job, "creationTimestamp", "")) for a in mine)
         rows.append(
             {

@@ -178,6 +178,9 @@ class Transport:
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             raise Unreachable(_words(error)) from None
+        except BaseException:
+            connection.close()
+            raise
 
     def close(self) -> None:
         """Close idle connections."""
