@@ -156,12 +156,12 @@ def test_every_stage_of_the_smoke_run_runs_as_a_pytorchjob(
     assert process.returncode == 0, err[-3000:]
     stages = {stage["stage"]: stage for stage in json.loads(out)["stages"]}
     assert list(stages) == [stage.name for stage in STAGES]
-    assert stages["base_train"]["attempts"] == 2
+    assert stages["base_train"]["attempt"] == 2
     assert len(place.events("smoke", "base_train", "restart")) == 1
     for name, stage in stages.items():
         record = place.record("smoke", name)
         assert (stage["status"], stage["record"]) == ("done", record.hash)
-        assert name == "base_train" or stage["attempts"] == 1
+        assert name == "base_train" or stage["attempt"] == 1
         say(f"stage {name}: {stage['wall_s']:.1f} s as a PyTorchJob, {locally[name]:.1f} s locally")
         if name != "base_train":  # its worker was killed
             figure("platform overhead of a stage", stage["wall_s"] - locally[name])
