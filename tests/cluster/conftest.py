@@ -6,6 +6,7 @@ With `NANOCHAT_TEST_KUBECONFIG` the same fixtures give the user's cluster.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from tests.cluster.harness import host
 from tests.cluster.harness.access import Access
 from tests.cluster.harness.cluster import Cluster
+from tests.cluster.harness.figures import figure
 from tests.cluster.harness.images import base_image
 from tests.cluster.harness.users import UsersCluster
 
@@ -42,7 +44,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def control_plane() -> Iterator[Access]:
+def began() -> Iterator[float]:
+    """When the ladder began."""
+    started = time.monotonic()
+    yield started
+    figure("rungs (b), (c), (d): in all", (time.monotonic() - started) / 60, "min")
+
+
+@pytest.fixture(scope="session")
+def control_plane(began: float) -> Iterator[Access]:
     """A cluster whose API, controllers and scheduler run; `cluster` adds the node."""
     if kubeconfig := os.environ.get("NANOCHAT_TEST_KUBECONFIG"):
         with UsersCluster(Path(kubeconfig), os.environ.get("NANOCHAT_TEST_STORAGE_CLASS")) as users:
@@ -54,8 +64,9 @@ def control_plane() -> Iterator[Access]:
 
 
 @pytest.fixture(scope="session")
-def cluster(control_plane: Access) -> Access:
+def cluster(began: float, control_plane: Access) -> Access:
     """The same cluster with a node, and the base image on it."""
+    figure("rung (b): control plane, in all", (time.monotonic() - began) / 60, "min")
     if isinstance(control_plane, Cluster):
         control_plane.start("node")
         control_plane.import_image(base_image())

@@ -18,6 +18,7 @@ import pytest
 from tests.cluster.harness import build
 from tests.cluster.harness.access import Access, KubectlError
 from tests.cluster.harness.cluster import Cluster
+from tests.cluster.harness.figures import figure
 from tests.cluster.harness.host import ROOT, cache_root, poll, say
 from tests.cluster.harness.images import BASE_TAG, PAUSE_TAG, pause_image
 
@@ -194,7 +195,7 @@ def finished(access: Access, namespace: str, pod: str) -> Callable[[], str | Non
 
 
 def test_node_is_ready(own: Cluster, cluster: Access) -> None:
-    say(f"node Ready {own.node_ready_s:.1f} s after the kubelet's start")
+    figure("node Ready after the kubelet's start", own.node_ready_s)
     conditions = own.get("node", "node1")["status"]["conditions"]
     assert {"type": "Ready", "status": "True"}.items() <= conditions[-1].items()
 
@@ -272,6 +273,7 @@ def test_a_pod_outlives_every_component(own: Cluster, cluster: Access, namespace
 def test_memory(own: Cluster, cluster: Access) -> None:
     used = own.pss()
     say("PSS in MB: " + ", ".join(f"{name} {size / 1e6:.0f}" for name, size in used.items()))
+    figure("memory of the whole cluster idle, sum of PSS", used["total"] / 1e9, "GB")
     components = {"etcd", "apiserver", "controller-manager", "scheduler", "kubelet", "containerd", "proxy"}
     assert components <= used.keys()
     assert used["total"] == sum(size for name, size in used.items() if name != "total")

@@ -18,7 +18,7 @@ from tests.cluster.client_side import User
 from tests.cluster.hands import wait_until
 from tests.cluster.harness.access import Access
 from tests.cluster.harness.cluster import Cluster
-from tests.cluster.harness.host import say
+from tests.cluster.harness.figures import figure
 from tests.cluster.harness.images import BASE_TAG
 
 
@@ -366,13 +366,12 @@ def test_cancel_signals_every_container_at_once(user: User, cluster: Access) -> 
     user.ok("cancel", "--run", "kt", "-n", user.namespace)
     gone_s = time.time() - began
     assert user.jobs() == {}
-    wait_until("all to be gone", lambda: user.left() == [], 10 - gone_s)
+    wait_until("all to be gone", lambda: user.left() == [], 60)
     all_gone_s = time.time() - began
     if volume.path is not None:
         stopped = [float((volume.path / str(index)).read_text()) - began for index in range(2)]
-        say(f"cancel: objects gone {gone_s:.2f} s, signalled {max(stopped):.2f} s, pods {all_gone_s:.1f} s")
-        assert max(stopped) <= 3.0
-    assert gone_s <= 3.0
+        figure("cancel: job objects gone and every container signalled", max(gone_s, *stopped))
+        figure("cancel: pods of the smoke run gone", all_gone_s)
 
 
 def test_memory_that_ran_out_is_explained(user: User, cluster: Access) -> None:
@@ -476,5 +475,4 @@ def test_the_time_of_status(user: User, cluster: Access) -> None:
         began = time.monotonic()
         user.ok("status", "-n", user.namespace)
         times.append(time.monotonic() - began)
-    say(f"status: minimum of five {min(times):.2f} s")
-    assert min(times) <= 1.0
+    figure("nanochat status, minimum of five", min(times))
