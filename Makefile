@@ -1,6 +1,6 @@
 # Two commands matter: `make speedrun` (from real text to your own chat) and `make test`.
 .DEFAULT_GOAL := help
-.PHONY: help setup speedrun smoke test test-cluster lint bench wheels lock clean
+.PHONY: help setup speedrun smoke test test-cluster rehearsal lint bench wheels lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -19,6 +19,9 @@ test: setup ## unit and integration tests
 
 test-cluster: setup ## the same on a real Kubernetes, built and started here (root; or NANOCHAT_TEST_KUBECONFIG)
 	@.venv/bin/python -m pytest -m cluster tests/cluster
+
+rehearsal: setup ## the tiny speedrun on real text, as PyTorchJobs on the test cluster (half an hour)
+	@.venv/bin/python -m pytest -m cluster tests/cluster/rehearsal.py
 
 lint: setup ## format, lint, types, import contracts, clippy
 	@.venv/bin/ruff format --check .
