@@ -19,6 +19,7 @@ from nanochat_platform.kube.client import Client
 from nanochat_platform.kube.facts import Attempt, attempts, lost_nodes
 from nanochat_platform.kube.jobs import END_MARGIN_S, JobDescription, OwnerReference
 from nanochat_platform.kube.lease import Renewer
+from nanochat_platform.kube.logs import TRAINING
 from nanochat_platform.kube.names import CAUSE, FIELD_MANAGER, KINDS, labels, lease_name, selector
 from nanochat_platform.kube.render import claim
 from nanochat_platform.kube.resources import CLAIMS, PODS, Object, annotation_of, name_of, of_kind
@@ -290,7 +291,8 @@ class _Submitter:
         No longer than they are given, and not for those of a lost node: they never end, and their number in
         `owner` fences them.
         """
-        mine = selector(run=self._spec.run_name, stage=stage)
+        # A pipeline's step has the labels of its stage too: it is what waits here.
+        mine = f"{selector(run=self._spec.run_name, stage=stage)},{TRAINING}"
         deadline, told = self._clock() + grace_s, False
         while left := self._working_pods(mine):
             if self._clock() > deadline:
