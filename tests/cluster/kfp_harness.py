@@ -178,6 +178,11 @@ class Run:
         found: dict[str, Any] = json.loads(status["state"]["terminated"]["message"])
         return found
 
+    def why(self) -> str:
+        """Return what the run's failed step said, for a test's message."""
+        failed = next((name for name, state in self.tasks.items() if state == "FAILED"), None)
+        return f"{self.tasks}" if failed is None else f"{failed}:\n{self.log_or_empty(failed)[-3000:]}"
+
     def last_words_or_none(self, step: str) -> dict[str, Any] | None:
         """Return a step's termination message, None where it left none."""
         status = self.pod(step)["status"]["containerStatuses"][0]

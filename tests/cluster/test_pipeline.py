@@ -96,7 +96,7 @@ def trained(place: Place) -> Run:
     """A run whose tokens are ready: what is terminated is its base training."""
     run = place.run("stopped", steps=400, checkpoint_every=10)
     with rung("pipeline up to the tokens"):
-        run.steps_to_end(last="tokenize")
+        assert run.steps_to_end(last="tokenize") == "RUNNING", run.why()
     return run
 
 
@@ -127,7 +127,7 @@ def gone(place: Place, run: Run, within: float) -> float:
 def test_the_smoke_run_ends_with_metrics_model_and_report(place: Place) -> None:
     run = place.run("smoke")
     with rung("smoke run as a pipeline"):
-        assert run.steps_to_end() == "SUCCEEDED", run.tasks
+        assert run.steps_to_end() == "SUCCEEDED", run.why()
     assert run.states == ["PENDING", "RUNNING", "SUCCEEDED"]
     for stage in STAGES:
         step = stage.name.replace("_", "-")
@@ -204,7 +204,7 @@ def test_a_run_that_was_stopped_so_often_finishes_the_stage_from_its_checkpoints
     place: Place, trained: Run
 ) -> None:
     assert place.checkpoints("stopped"), "the tests before stopped it"
-    assert trained.steps_to_end(last=TRAIN, timeout=300) == "RUNNING"
+    assert trained.steps_to_end(last=TRAIN, timeout=300) == "RUNNING", trained.why()
     assert trained.tasks[TRAIN] == "SUCCEEDED"
     steps = [event["step"] for event in place.events("stopped", "base_train", "step")]
     assert max(steps) == 400
