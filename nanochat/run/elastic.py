@@ -1,30 +1,15 @@
-"""Several ranks: torch elastic as a library, with the same worker as its entry point.
+"""Several ranks, on one node or many: torch elastic as a library, with the same worker as its entry point.
 
-torch's agent starts the ranks of this node, numbers them and notices how they end;
-signals, limits and the other nodes are ours (`guard`, `nodes`). One attempt, no
-restarts inside: a restart is a new launcher, which continues from the last
-checkpoint. Knows nothing of stages.
+One attempt, no restarts inside: a restart is a new launcher, which continues from
+the last checkpoint. torch is imported once all nodes are on their way. Knows nothing
+of stages.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
-import signal
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch.distributed import PrefixStore  # type: ignore[attr-defined]
-from torch.distributed.elastic.agent.server.api import RunResult, WorkerSpec
-from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
-from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
-from torch.distributed.launcher.api import LaunchConfig
 
 from nanochat.errors import NanochatError
 from nanochat.run.guard import Guard
@@ -32,57 +17,9 @@ from nanochat.run.nodes import Nodes
 from nanochat.run.ranks import Ranks
 from nanochat.run.reason import Reasons
 from nanochat.run.signals import StopNow
-from nanochat.run.single import WORKER, Ended, Limits, Watch
-from nanochat.settings import tell_libraries
+from nanochat.run.single import Ended, Limits, Watch
 
-_LOOK = os.WEXITED | os.WNOHANG | os.WNOWAIT
 Verdict = Callable[[Ended], NanochatError | None]
-
-
-class _Met(RendezvousHandler):
-    """Tells the agent what `Nodes.gather` found, so that the agent waits for nobody."""
-
-    def __init__(self, nodes: Nodes) -> None:
-        self._nodes = nodes
-
-    @property
-    def use_agent_store(self) -> bool:
-        return True
-
-    def next_rendezvous(self) -> RendezvousInfo:
-        place, (host, port) = self._nodes.place, self._nodes.address
-        store = PrefixStore("agent", self._nodes.store)
-        return RendezvousInfo(store, place.node_rank, place.nodes, RendezvousStoreInfo(host, port))
-
-    def get_backend(self) -> str:
-        return "nanochat"
-
-    def get_run_id(self) -> str:
-        return "nanochat"
-
-    def is_closed(self) -> bool:
-        return False
-
-    def set_closed(self) -> None:
-        pass
-
-    def num_nodes_waiting(self) -> int:
-        return 0
-
-    def shutdown(self) -> bool:
-        return True
-
-
-class _Agent(LocalElasticAgent):
-    def _exit_barrier(self) -> None:
-        """Nodes wait for each other in `Nodes.settle`, which knows when one of them failed."""
-
-    def pids(self) -> Iterator[int]:
-        """Yield the processes of the ranks that run: never an id that the system may have given away."""
-        for worker in self.get_worker_group().workers:
-            with contextlib.suppress(ChildProcessError):
-                if worker.id is not None and os.waitid(os.P_PID, int(worker.id), _LOOK) is None:
-                    yield int(worker.id)
 
 
 def run_elastic(
@@ -107,12 +44,14 @@ def run_elastic(
         watch: file that grows with progress.
     """
     ended = Ended(code=0)
-    count = ranks.elastic.local_ranks or max(1, torch.cuda.device_count())
+    count = ranks.elastic.local_ranks or _gpus()
     nodes = Nodes(ranks.elastic, {**facts, "ranks of a node": count}, limits)
     with Guard(ended, nodes, Watch(watch, limits.hang_s), limits) as guard:
         try:
             nodes.gather(guard.check)
-            _run_agent(arguments, count, nodes, guard, reasons)
+            from nanochat.run.agent import run_agent
+
+            run_agent(arguments, count, nodes, guard, reasons)
             error = verdict(ended)
         except StopNow as stopped:
             ended.code = -stopped.signum
@@ -124,46 +63,7 @@ def run_elastic(
     return error
 
 
-def _run_agent(arguments: list[str], count: int, nodes: Nodes, guard: Guard, reasons: Reasons) -> None:
-    tell_libraries(TORCH_ELASTIC_WORKER_IDENTICAL="1")  # `gather` compared the counts: no need to ask again
-    # The agent would say in ten lines of its own what we say in one.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    defaults = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=count)
-    spec = WorkerSpec(
-        role="rank",
-        local_world_size=count,
-        rdzv_handler=_Met(nodes),
-        entrypoint=sys.executable,
-        args=("-m", WORKER, "--parent", str(os.getpid()), *arguments),
-        max_restarts=0,
-        monitor_interval=0.1,
-        numa_options=defaults.numa_options,
-    )
-    agent = _Agent(spec, logs_specs=defaults.logs_specs or DefaultLogsSpecs())
-    guard.pids = agent.pids
-    try:
-        result = agent.run()
-    finally:
-        guard.pids = tuple
-    _read(result, guard.ended, reasons)
+def _gpus() -> int:
+    import torch
 
-
-def _read(result: RunResult, ended: Ended, reasons: Reasons) -> None:
-    """Of all ranks that failed, find the one that tells why."""
-    if not result.is_failed():
-        return
-
-    def weight(rank: int, failure: ProcessFailure) -> tuple[int, int, int]:
-        code = failure.exitcode
-        if reasons.lost(failure.local_rank):
-            kind = 4
-        elif code in (130, 143, -signal.SIGTERM, -signal.SIGINT):
-            kind = 3
-        elif code < 0:
-            kind = 0
-        else:
-            kind = 2 if code == 1 else 1
-        return kind, failure.timestamp, rank
-
-    rank, failure = min(result.failures.items(), key=lambda item: weight(*item))
-    ended.code, ended.rank, ended.local_rank = failure.exitcode, rank, failure.local_rank
+    return max(1, torch.cuda.device_count())

@@ -23,6 +23,8 @@ YIELD_S = 5.0
 """Ranks may go on for so long after another node failed, in case they know why themselves."""
 YIELD_STOPPED_S = 30.0
 """The same after another node had stopped as it was asked: ours have saved too, and are about to end."""
+STACKS_S = 1.0
+"""A rank has so long to write the stacks of its threads."""
 
 
 class Peers(Protocol):
@@ -108,8 +110,7 @@ class Guard:
         for pid in self.pids():
             if pid not in self._signalled:
                 self._signalled.add(pid)
-                with contextlib.suppress(OSError):
-                    os.kill(pid, signum)
+                self._signal(pid, signum)
 
     def _due(self, news: News) -> bool:
         """Return whether the ranks must go now."""
@@ -136,9 +137,12 @@ class Guard:
 
     def _show_stacks(self) -> None:
         self._send(signal.SIGUSR1)
-        self._over.wait(1.0)
+        self._over.wait(STACKS_S)
 
     def _send(self, signum: int) -> None:
         for pid in self.pids():
-            with contextlib.suppress(OSError):
-                os.killpg(pid, signum) if signum == signal.SIGKILL else os.kill(pid, signum)
+            self._signal(pid, signum)
+
+    def _signal(self, pid: int, signum: int) -> None:
+        with contextlib.suppress(OSError):
+            os.killpg(pid, signum) if signum == signal.SIGKILL else os.kill(pid, signum)

@@ -10,6 +10,7 @@ one rank is enough.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import traceback
@@ -39,7 +40,7 @@ from nanochat.run.signals import STOP_SIGNALS, die_with_parent
 from nanochat.run.single import Ended, Limits, run_single
 from nanochat.run.stage import Stage
 from nanochat.run.stage import stage as find_stage
-from nanochat.settings import Home, quiet_import, stage_config
+from nanochat.settings import Home, stage_config
 
 
 class _Parser(argparse.ArgumentParser):
@@ -224,8 +225,7 @@ class _Attempt:
         if self.ranks.kind != "agent":
             ended = run_single([*arguments, "--slot", "0"], self.limits, watch=watch)
             return self.error(ended, reasons)
-        with quiet_import(TORCH_CPP_LOG_LEVEL="FATAL"):  # what its store would print, we say in a sentence
-            from nanochat.run.elastic import run_elastic
+        from nanochat.run.elastic import run_elastic
 
         return run_elastic(
             arguments,
@@ -288,4 +288,10 @@ _AGAIN = "run the same command again to continue from the last checkpoint"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if "torch" in sys.modules:
+        # A thread may wait in torch for a node that is gone, and Python's own end would abort the process.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

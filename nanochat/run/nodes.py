@@ -14,15 +14,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import Any
 
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
 from nanochat.errors import ConfigError, NanochatError, PeerLostError, TakenError, UnavailableError
 from nanochat.run.single import Limits
-from nanochat.settings import Elastic
+from nanochat.settings import Elastic, quiet_import
 
 TALK_S = 0.2
 FAREWELL_S = 20.0
@@ -31,7 +29,7 @@ SETTLE_S = 10.0
 """A node whose ranks lost the others waits so long for somebody to say why."""
 SILENT_S = 3.0
 """Of silence are enough to wait no longer for a node that was lost or has ended."""
-_LOST, _UNEXPLAINED, _REASON = range(3)
+_LOST, _GONE, _UNEXPLAINED, _REASON = range(4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +40,7 @@ class End:
     message: str = ""
     hint: str | None = None
     weight: int = _REASON
-    """How much it explains: a lost peer less than an error without a name, and that less than a reason."""
+    """How much it explains: lost peers least, then a node that is gone, an error without a name, a reason."""
     order: int = 0
     """Position among the ends of all nodes."""
 
@@ -156,7 +154,7 @@ class Nodes:
 
     def _listen(self) -> Any:
         try:
-            return TCPStore("127.0.0.1", self.place.port, is_master=True, **self._options())
+            return self._tcp_store("127.0.0.1", self.place.port, is_master=True)
         except RuntimeError as error:
             if "EADDRINUSE" not in str(error):
                 raise UnavailableError(f"cannot listen on port {self.place.port}: {error}") from None
@@ -172,7 +170,7 @@ class Nodes:
             try:
                 # No signal interrupts torch's own attempts, so it is asked once somebody listens.
                 socket.create_connection((host, port), timeout=2.0).close()
-                store = TCPStore(host, port, is_master=False, **self._options())
+                store = self._tcp_store(host, port, is_master=False)
                 count = store.add(f"count/{self.place.node_rank}", 1)
                 break
             except (OSError, RuntimeError) as error:
@@ -186,8 +184,11 @@ class Nodes:
             )
         return store
 
-    def _options(self) -> dict[str, Any]:
-        return {"wait_for_workers": False, "timeout": timedelta(seconds=self._limits.peer_s)}
+    def _tcp_store(self, host: str, port: int, *, is_master: bool) -> Any:
+        with quiet_import(TORCH_CPP_LOG_LEVEL="FATAL"):  # what the store would print, we say in a sentence
+            from torch.distributed import TCPStore  # type: ignore[attr-defined]
+        timeout = timedelta(seconds=self._limits.peer_s)
+        return TCPStore(host, port, is_master=is_master, wait_for_workers=False, timeout=timeout)
 
     def _missing(self, what: str) -> UnavailableError:
         return UnavailableError(
@@ -246,12 +247,11 @@ class Nodes:
 
     def _lost(self, node: int, silent_s: float | None = None) -> End:
         why = "" if silent_s is None else f": its launcher was silent for {silent_s:.0f} s"
-        return End.of(
-            PeerLostError(
-                f"node {node} of {self.place.nodes} is gone{why}",
-                hint="run the same command again to continue from the last checkpoint",
-            )
+        gone = PeerLostError(
+            f"node {node} of {self.place.nodes} is gone{why}",
+            hint="run the same command again to continue from the last checkpoint",
         )
+        return replace(End.of(gone), weight=_GONE)
 
     def _read(self) -> None:
         if self._stop is None and self._store.check(["stop"]):
@@ -307,10 +307,9 @@ class Nodes:
             if any(end.weight == _REASON and end.code != 0 for end in list(self._ends.values())):
                 break
             time.sleep(TALK_S / 4)
-        others = sorted(self._ends.values(), key=lambda end: end.order)
-        best = max([mine, *(end for end in others if end.code != 0)], key=lambda end: end.weight)
-        if best.weight == _LOST and (gone := [node for node in self._others if node not in self._ends]):
-            return self._lost(gone[0]).error()
+        failed = sorted((end for end in self._ends.values() if end.code != 0), key=lambda end: end.order)
+        missing = [self._lost(node) for node in self._others if node not in self._ends]
+        best = max([mine, *failed, *missing], key=lambda end: end.weight)
         return error if best is mine else best.error()
 
     def _verdict(self, until: Callable[[], float | None]) -> NanochatError | None:
@@ -346,5 +345,10 @@ class Nodes:
             ):
                 break
             time.sleep(TALK_S / 4)
+        self.close()
+
+    def close(self) -> None:
+        """Stop talking."""
         self._left = True
-        self._thread.join(timeout=1.0)
+        if self._thread.ident is not None:
+            self._thread.join(timeout=1.0)

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from fakes_run import FakeHome, end, wait_for_line, wait_until
 
-from nanochat.run.config import RunConfig, StageConfig
 from nanochat.run.events import read_events
 from nanochat.run.reason import LastWords, parse_last_words
 from nanochat.run.record import Record
@@ -135,7 +134,7 @@ class TwoNodes:
         found = [end(process, PATIENCE_S) for process in self.processes]
         return [(code, err) for code, _, err in found]
 
-    def start_node(self, node: int, port: int, *arguments: str, **env: str) -> None:
+    def start_node(self, node: int, port: int, *arguments: str) -> None:
         log = self.fake.reason.with_name(f"log-{len(self.logs)}")
         log.touch()
         self.logs.append(log)
@@ -147,7 +146,7 @@ class TwoNodes:
             "PET_MASTER_PORT": str(port),
             "NANOCHAT_TERMINATION_LOG": str(log),
         }
-        self.processes.append(self.fake.launch(self.config, *arguments, env=variables | env))
+        self.processes.append(self.fake.launch(self.config, *arguments, env=variables))
 
 
 def free_port() -> int:
@@ -250,57 +249,6 @@ def test_a_stage_without_ranks_is_the_first_node_s_alone(tmp_path):
     assert words(nodes.logs[0]).status == "done"
     assert nodes.logs[1].read_text() == ""
     assert list(Record.load(nodes.config.parent).outputs) == ["runs/r/tok_eval/out.txt"]
-
-
-# Meeting
-
-
-def test_nodes_with_different_configurations_do_not_start(tmp_path):
-    fake, config = prepared(tmp_path, gloo())
-    nodes, port = TwoNodes(fake, config, [], []), free_port()
-    spec = RunConfig(run="r", preset="smoke", source="generated", seed=7)
-    nodes.start_node(0, port)
-    nodes.start_node(1, port, NANOCHAT_CONFIG=StageConfig(stage="base_train", spec=spec).model_dump_json())
-    for code, err in nodes.ends():
-        assert code == 64
-        assert "has `configuration`" in err
-    assert not list(read_events(config.parent / "events.jsonl", "step"))
-
-
-def test_two_launchers_with_one_number_are_told_so(tmp_path):
-    fake, config = prepared(tmp_path, gloo())
-    nodes, port = TwoNodes(fake, config, [], []), free_port()
-    for node in (0, 1, 1):
-        nodes.start_node(node, port)
-    wait_for_line(nodes.processes[0], "step=1/")  # the pair that met goes on
-    wait_until(lambda: any(process.poll() is not None for process in nodes.processes[1:]))
-    (late,) = (process for process in nodes.processes[1:] if process.poll() is not None)
-    assert late.returncode == 64
-    assert "two launchers say that they are node 1 of 2" in late.stderr.read()
-    nodes.processes[0].send_signal(signal.SIGTERM)
-    assert sorted(code for code, _ in nodes.ends()) == [64, 143, 143]
-
-
-@pytest.mark.parametrize("node", [0, 1])
-def test_a_node_that_waits_in_vain_says_for_whom(tmp_path, node):
-    fake, config = prepared(tmp_path, gloo())
-    nodes, port = TwoNodes(fake, config, [], []), free_port()
-    nodes.start_node(node, port, "--gather-s", "1")
-    ((code, err),) = nodes.ends()
-    assert code == 69, err
-    missing = "of 2 nodes, 1 did not come" if node == 0 else f"node 0 does not answer at 127.0.0.1:{port}"
-    assert missing in err
-
-
-def test_a_port_that_another_process_holds_is_named(tmp_path):
-    fake, config = prepared(tmp_path, gloo())
-    nodes = TwoNodes(fake, config, [], [])
-    with socket.create_server(("", 0)) as taken:
-        port = taken.getsockname()[1]
-        nodes.start_node(0, port)
-        ((code, err),) = nodes.ends()
-    assert code == 73, err
-    assert f"port {port} is in use" in err
 
 
 def test_a_signal_ends_a_node_that_waits_for_the_others(tmp_path):
