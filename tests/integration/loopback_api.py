@@ -184,13 +184,13 @@ class LoopbackApi:
                 "namespaces" not in path and method == "GET" and known is None and path.count("/") <= 4
             ):  # of all
                 plural = path.rsplit("/", 1)[1]
-                found = [v for p, v in self.objects.items() if p.rsplit("/", 2)[1] == plural]
+                found = [item(v) for p, v in self.objects.items() if p.rsplit("/", 2)[1] == plural]
                 return 200, {"items": found, "metadata": {"resourceVersion": str(self._version)}}
             if path.rsplit("/", 3)[1] == "namespaces":  # a collection
-                items = [v for p, v in self.objects.items() if selected(p, v, path, query)]
+                items = [item(v) for p, v in self.objects.items() if selected(p, v, path, query)]
                 if method == "DELETE":
-                    for item in items:
-                        self.remove(f"{path}/{item['metadata']['name']}")
+                    for gone in items:
+                        self.remove(f"{path}/{gone['metadata']['name']}")
                 return 200, {"items": items, "metadata": {"resourceVersion": str(self._version)}}
             if known is None:
                 return 404, {"reason": "NotFound", "message": "not found", "details": {"kind": "x"}}
@@ -245,6 +245,11 @@ class LoopbackApi:
                 request.wfile.flush()
             if time.monotonic() > ends:
                 return
+
+
+def item(value: Object) -> Object:
+    """Return an object as a list shows it."""
+    return {key: part for key, part in value.items() if key not in ("apiVersion", "kind")}
 
 
 def selected(path: str, value: Object, collection: str, query: dict[str, str]) -> bool:

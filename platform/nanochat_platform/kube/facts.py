@@ -93,7 +93,8 @@ def attempts(
         except ForbiddenError as error:
             refused.append(error)
             continue
-        found += [Attempt(kind, job) for job in jobs if label_of(job, ATTEMPT)]
+        told = {"apiVersion": kind.api_version, "kind": kind.kind}  # a list's items leave both out
+        found += [Attempt(kind, told | job) for job in jobs if label_of(job, ATTEMPT)]
     if len(refused) == len(KINDS):
         raise refused[0]
     return sorted(found, key=lambda a: (a.run, a.stage, a.number))
