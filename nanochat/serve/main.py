@@ -152,6 +152,8 @@ async def _drain(server: _Server, app: FastAPI, grace_s: float, lame_duck_s: flo
     context = app.state.context
     serving = context.serving
     serving.leaving = True
+    for connection in list(server.server_state.connections):
+        connection.end_after_answer()  # type: ignore[union-attr]
     await asyncio.sleep(lame_duck_s)
     serving.draining = True
     log.info("event=drain requests=%d grace_s=%g", serving.requests, grace_s)

@@ -55,6 +55,11 @@ class _LimitedProtocol(HttpToolsProtocol):
         self._stop_stall_timer()
         super().connection_lost(exc)
 
+    def end_after_answer(self) -> None:
+        """Close the connection when the answer in progress is complete; an idle one stays."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.keep_alive = False
+
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self._in_head and not self.transport.is_closing():

@@ -201,6 +201,7 @@ def test_after_the_lame_duck_time_the_drain_begins():
         process.send_signal(signal.SIGTERM)
         assert eventually(lambda: Client(port).post(max_tokens=1).answer()[0] == 503)
         running.until(b"data: [DONE]")
+        assert running.closed(), "a client's next request on this connection would be refused"
         assert process.wait(10) == 0
 
 
