@@ -177,6 +177,9 @@ def test_a_release_changes_its_mode_and_rolls_back(
         return len(control_plane.items("pods", "-n", namespace, "-l", worker)) == 2
 
     poll("two worker pods", two_workers, timeout=30)
+    release.install(
+        {"mode": "rayservice", "replicas": 2, "server": {"maxRunning": 2}}
+    )  # no conflict with KubeRay
 
     def judged() -> dict[str, Any] | None:
         status = control_plane.get("pdb", "chat-nanochat", "-n", namespace)["status"]
