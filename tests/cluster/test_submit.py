@@ -174,31 +174,26 @@ def test_a_submitter_killed_at_any_request_leaves_one_job_a_stage(user: User, cl
         assert sorted(jobs) == sorted(names)
 
 
-def test_a_submitter_killed_at_any_file_operation_leaves_one_job_a_stage(
-    control_plane: Access, tmp_path: Path
-) -> None:
+def test_a_submitter_killed_at_any_file_operation_leaves_one_job_a_stage(user: User, client: Client) -> None:
     """Dying before operation k + 1 is dying after operation k."""
-    for number in range(1, 31):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        with control_plane.namespace("file") as name, Hands(control_plane.kubeconfig, done, namespace=name):
-            user = User(control_plane, name, folder)
-            user.claim()
-            arguments = ["submit", "--spec", str(user.spec())]
-            script = str(Path(__file__).with_name("cut_files.py"))
-            cut = subprocess.run(
-                [sys.executable, script, str(number), *arguments],
-                env=user.env,
-                capture_output=True,
-                timeout=60,
-            )
-            user.ok(*arguments)
-            assert list(user.jobs()) == ["kt-data-1"]
-            if cut.returncode == 0:
-                break
-            assert cut.returncode == -signal.SIGKILL
-    say(f"the submitter has {number - 1} file operations")
-    assert number > 2
+    script = str(Path(__file__).with_name("cut_files.py"))
+
+    def run(number: int) -> tuple[int, list[str]]:
+        name = f"f{number}"
+        spec = user.spec(f"{name}.yaml", run=name)
+        command = [sys.executable, script, str(number), "submit", "--spec", str(spec)]
+        cut = subprocess.run(command, env=user.env, capture_output=True, timeout=100)
+        submit(client, RunSpec.load(spec), ["data"], Options(), lambda text: None)
+        return cut.returncode, [attempt.name for attempt in attempts(client, name)]
+
+    with hands(user, done), ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(run, range(1, 31)))
+    assert [jobs for _, jobs in results] == [[f"f{number}-data-1"] for number in range(1, 31)]
+    codes = [code for code, _ in results]
+    killed = codes.count(-signal.SIGKILL)
+    say(f"the submitter has {killed} file operations")
+    assert killed > 2
+    assert codes == [-signal.SIGKILL] * killed + [0] * (30 - killed)
 
 
 def test_two_specs_at_once_never_overwrite_each_other(user: User, client: Client) -> None:
@@ -423,6 +418,8 @@ def test_a_stop_signal_detaches_but_with_a_lease_deletes(user: User) -> None:
     assert list(user.jobs()) == ["kt-data-1"]
     user.ok("cancel", "--run", "kt")
 
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "nanochat-train"}}
+    user.access.create(account, namespace=user.namespace)
     leased = user.start("submit", "--spec", user.spec(), "--lease")
     wait_until("the job", lambda: user.jobs())
     lease = user.access.get("lease", "kt-data", "-n", user.namespace)
