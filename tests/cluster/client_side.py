@@ -57,21 +57,19 @@ class User:
         spec = {**CLAIM["spec"], "accessModes": list(modes) or ["ReadWriteMany"]}  # type: ignore[dict-item]
         self.access.create({**CLAIM, "spec": spec}, namespace=self.namespace)
 
-    def _own_context(self) -> Path:
-        """Return a kubeconfig whose context is in the user's namespace."""
-        path = self.folder / "own.kubeconfig"
-        if not path.exists():
-            values = yaml.safe_load(self.access.kubeconfig.read_text())
-            for entry in values["contexts"]:
-                entry["context"]["namespace"] = self.namespace
-            path.write_text(yaml.safe_dump(values))
-            path.chmod(0o600)
-        return path
+    def __post_init__(self) -> None:
+        """Write a kubeconfig whose context is in the user's namespace."""
+        values = yaml.safe_load(self.access.kubeconfig.read_text())
+        for entry in values["contexts"]:
+            entry["context"]["namespace"] = self.namespace
+        self._own = self.folder / f"{self.namespace}.kubeconfig"
+        self._own.write_text(yaml.safe_dump(values))
+        self._own.chmod(0o600)
 
     @property
     def env(self) -> dict[str, str]:
         """The command line's environment."""
-        own = {**self.access.env, "KUBECONFIG": str(self.kubeconfig or self._own_context())}
+        own = {**self.access.env, "KUBECONFIG": str(self.kubeconfig or self._own)}
         paths = f"{ROOT}:{ROOT / 'platform'}"
         return {**own, "PYTHONPATH": paths, "NANOCHAT_HOME": str(self.folder / "home"), **self.extra_env}
 
