@@ -308,7 +308,8 @@ class Nodes:
                 break
             time.sleep(TALK_S / 4)
         failed = sorted((end for end in self._ends.values() if end.code != 0), key=lambda end: end.order)
-        missing = [self._lost(node) for node in self._others if node not in self._ends]
+        silent = {node: s for node, s in self._silent_s().items() if s > SILENT_S}
+        missing = [self._lost(node, silent.get(node)) for node in self._others if node not in self._ends]
         best = max([mine, *failed, *missing], key=lambda end: end.weight)
         return error if best is mine else best.error()
 
@@ -340,9 +341,11 @@ class Nodes:
         self._post(bye, "")
         while not self._broken and self._clock() < limit:
             silent = self._silent_s()
-            if bye in self._sent and (
-                not self.first or all(node in self._gone or silent[node] > SILENT_S for node in self._here)
-            ):
+            if self.first:
+                over = all(node in self._gone or silent[node] > SILENT_S for node in self._here)
+            else:
+                over = bye in self._sent or silent[0] > SILENT_S
+            if over:
                 break
             time.sleep(TALK_S / 4)
         self.close()
