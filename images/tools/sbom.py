@@ -1,7 +1,8 @@
 """Write what an image is made of as CycloneDX JSON: every Python distribution and every Debian package.
 
-Read from what is installed, not from what was asked for. The same installation gives the same bytes
-(SOURCE_DATE_EPOCH sets the time stamp), so two builds can be compared. Knows nothing of how it was built.
+Read from what is installed, not from what was asked for; distributions that others carry inside (Ray and
+setuptools do) are listed with their place. The same installation gives the same bytes (SOURCE_DATE_EPOCH sets
+the time stamp), so two builds can be compared. Knows nothing of how it was built.
 
     python /usr/share/nanochat/sbom.py /usr/share/nanochat/sbom.json --name nanochat-train --version 0.1.0
 """
@@ -14,6 +15,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -35,12 +37,25 @@ def component(kind: str, name: str, version: str, **qualifiers: str) -> dict[str
 
 
 def python_component(found: Distribution) -> dict[str, Any]:
-    """Describe one installed distribution."""
+    """Describe one distribution."""
     name = re.sub(r"[-_.]+", "-", found.metadata["Name"]).lower()
     described = component("pypi", name, found.version)
     if expression := found.metadata.json.get("license_expression"):
         described["licenses"] = [{"expression": expression}]
     return described
+
+
+def python_components(site: Path) -> Iterator[dict[str, Any]]:
+    """Yield the distributions of a site-packages folder and of the folders in it, each once."""
+    listed: dict[str, dict[str, Any]] = {}
+    for folder in sorted({path.parent for path in site.rglob("*.dist-info")}):
+        for found in distributions(path=[str(folder)]):
+            described = python_component(found)
+            if folder != site:
+                place = {"location": str(folder.relative_to(site))}
+                described["evidence"] = {"occurrences": [place]}
+            listed.setdefault(described["bom-ref"], described)
+    yield from (listed[ref] for ref in sorted(listed))
 
 
 def debian_component(line: str, distro: str) -> dict[str, Any]:
@@ -65,8 +80,7 @@ def debian_packages() -> list[str]:
 
 def components() -> Iterator[dict[str, Any]]:
     """Yield every component of this file system, sorted within its kind."""
-    found = {c["name"]: c for c in map(python_component, distributions())}
-    yield from (found[name] for name in sorted(found))
+    yield from python_components(Path(sysconfig.get_path("purelib")))
     system = release()
     distro = f"{system['ID']}-{system.get('VERSION_ID', 'unstable')}"
     yield from (debian_component(line, distro) for line in sorted(debian_packages()))

@@ -233,6 +233,20 @@ def test_the_bill_of_materials_is_the_same_for_the_same_installation(monkeypatch
     assert debian["properties"] == [{"name": "debian:source", "value": "python3-defaults"}]
 
 
+def test_distributions_inside_others_are_listed_once_with_their_place(tmp_path):
+    for folder, name, version in (
+        ("", "a", "1"),
+        ("", "b", "2"),
+        ("b/_vendor", "c", "3"),
+        ("b/_vendor", "a", "1"),
+    ):
+        info = tmp_path / folder / f"{name}-{version}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.4\nName: {name}\nVersion: {version}\n")
+    listed = {part["name"]: part.get("evidence") for part in sbom.python_components(tmp_path)}
+    assert listed == {"a": None, "b": None, "c": {"occurrences": [{"location": "b/_vendor"}]}}
+
+
 @pytest.mark.parametrize(
     ("absent", "module"),
     [

@@ -51,6 +51,7 @@ def byte_code(module: str) -> str:
     return importlib.util.cache_from_source(str(importlib.import_module(module).__file__))
 
 
+installed = {found.metadata["Name"]: found.version for found in importlib.metadata.distributions()}
 facts = {
     "ids": [os.getuid(), os.getgid(), sorted(os.getgroups())],
     "init": Path("/proc/1/comm").read_text(encoding="utf-8").strip(),
@@ -60,7 +61,7 @@ facts = {
     "python": [shutil.which(name) for name in ("python", "python3", "nanochat")],
     "compilers": [name for name in ("gcc", "g++", "cc", "clang") if shutil.which(name)],
     "byte_code": byte_code("pydantic"),
-    "installed": {found.metadata["Name"]: found.version for found in importlib.metadata.distributions()},
+    "installed": installed,  # read first: Ray adds the copies that it carries to the path
     "sbom": json.loads(Path("/usr/share/nanochat/sbom.json").read_text(encoding="utf-8")),
 }
 print(json.dumps(facts))
