@@ -263,7 +263,7 @@ class Run:
             {"name": "minio-scratch", "emptyDir": {}},
         ]
         mounts = [{"name": "argo", "mountPath": ARGO}, {"name": "minio-scratch", "mountPath": "/minio"}]
-        for mount in step.platform["pvcMount"]:
+        for mount in step.platform.get("pvcMount", ()):
             claim = given["inputs"]["parameterValues"][mount["pvcNameParameter"]["componentInputParameter"]]
             volumes.append({"name": claim, "persistentVolumeClaim": {"claimName": claim}})
             mounts.append({"name": claim, "mountPath": mount["mountPath"]})

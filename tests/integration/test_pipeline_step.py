@@ -48,7 +48,7 @@ def main():
     pathlib.Path(os.environ["SUBMITTED"]).write_text(json.dumps(told))
     %s
 """
-DONE = 'print(json.dumps({"stages": [{"record": os.environ.get("RECORD")}]}))'
+DONE = 'print(json.dumps({"stages": [{"record": os.environ["RECORD"], "metrics": {"documents": 7}}]}))'
 REFUSED = """
     print("error: early\\n\\nerror: quota `gpu` is used up\\n\\nhint: stop other runs", file=sys.stderr)
     sys.exit(75)
@@ -125,13 +125,13 @@ class StepProcess:
             "TMPDIR": str(folder),
         }
 
-    def start(self, submit, *, values=None, **options):
+    def start(self, submit, *, values=None, stage="data", **options):
         self.fake.module("nanochat_platform.cli.__main__", SUBMIT % submit + "\nmain()\n")
         pipeline = Pipeline.load(FILE)
-        step = pipeline.steps[0]
+        step = next(step for step in pipeline.steps if step.args[1] == stage)
         given = step.executor_input(
             pipeline.values({"preset": "smoke", **(values or {})}),
-            {},
+            {key: {"name": key[1], "uri": str(self.folder / key[1])} for key in step.artifacts.values()},
             uri=lambda task, name: str(self.folder / "out" / name),
             output_file=str(self.folder / "out" / "metadata.json"),
         )
@@ -164,21 +164,33 @@ def alive(pid):
         return False
 
 
-def test_it_submits_its_stage_and_tells_the_record(step, api):
-    record = step.fake.finish("data", run="smoke")
-    code, _, err = end(step.start(DONE, env={"RECORD": record.hash}))
+def test_it_submits_its_stage_and_tells_the_record_on_the_volume(step, api):
+    step.fake.finish("data", run="smoke")
+    record = step.fake.finish("tok_train", run="smoke")
+    code, _, err = end(step.start(DONE, stage="tok_train", env={"RECORD": record.hash}))
     assert code == 0, err
     told = step.told()
     arguments = told["arguments"]
     assert arguments[0] == "submit"
-    assert arguments[arguments.index("--stage") + 1] == "data"
+    assert arguments[arguments.index("--stage") + 1] == "tok_train"
     assert arguments[arguments.index("--owner") + 1] == "argoproj.io/v1alpha1/Workflow/w/u-1"
     assert {"--lease", "--json"} <= set(arguments)
     assert (told["spec"]["run"], told["spec"]["namespace"]) == ("smoke", "kubeflow")
     left = json.loads((step.folder / "out" / "metadata.json").read_text())["artifacts"]
-    assert left["dataset"]["artifacts"][0]["metadata"]["record"] == record.hash
+    assert left["tokenizer"]["artifacts"][0]["metadata"]["record"] == record.hash
+    card = json.loads((step.folder / "out" / "tokenizer").read_text())
+    assert list(card["files"]) == ["runs/smoke/tok_train/out.txt"]
     assert ("PATCH", POD, {"metadata": {"labels": {"nanochat.dev/run": "smoke"}}}) in api.writes
     assert step.fake.reason.read_text() == ""
+
+
+def test_the_first_step_has_no_volume_and_tells_what_the_job_said(step):
+    code, _, err = end(step.start(DONE, env={"RECORD": "5" * 64}))
+    assert code == 0, err
+    left = json.loads((step.folder / "out" / "metadata.json").read_text())["artifacts"]
+    assert left["metrics"]["artifacts"][0]["metadata"]["documents"] == 7
+    card = json.loads((step.folder / "out" / "dataset").read_text())
+    assert (card["record"], card["run"], card["files"]) == ("5" * 64, "smoke", {})
 
 
 def test_jobs_in_another_namespace_have_no_owner_because_it_would_end_them(step):

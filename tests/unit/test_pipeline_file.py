@@ -120,7 +120,8 @@ def test_there_is_one_step_a_stage_in_their_order_each_after_the_one_before(pipe
 def test_every_step_runs_the_step_module_on_the_submit_image_with_the_whole_executor_input(pipeline):
     for step in pipeline.steps:
         assert step.command == ("python", "-m", "nanochat_platform.pipeline.step")
-        assert step.args == ("--stage", step.args[1], "--executor-input", "{{$}}")
+        first = step is pipeline.steps[0]
+        assert step.args[2:] == ("--executor-input", "{{$}}", *(["--no-volume"] if first else []))
         assert step.image == "{{$.inputs.parameters['submit_image']}}"
         assert set(step.parameters.items()) == {(name, name) for name in Parameters.model_fields}
 
@@ -135,11 +136,18 @@ def test_no_step_is_cached_retried_or_given_a_gpu(documents, pipeline):
         assert step.resources["resourceMemoryRequest"] == "128Mi"
 
 
-def test_every_steps_pod_mounts_the_claim_has_a_numeric_user_and_says_how_it_is_stopped(pipeline):
-    for step, name in zip(pipeline.steps, NAMES, strict=True):
+def test_every_step_but_the_first_mounts_the_claim(pipeline):
+    """Which pod mounts a new volume first can decide whose it is: that has to be one that trains."""
+    first, *others = pipeline.steps
+    assert "pvcMount" not in first.platform
+    for step in others:
         (mount,) = step.platform["pvcMount"]
         assert mount["mountPath"] == HOME == step.env["NANOCHAT_HOME"]
         assert mount["pvcNameParameter"] == {"componentInputParameter": "claim"}
+
+
+def test_every_steps_pod_has_a_numeric_user_and_says_how_it_is_stopped(pipeline):
+    for step, name in zip(pipeline.steps, NAMES, strict=True):
         assert step.platform["securityContext"] == {
             "runAsUser": str(UID),
             "runAsGroup": str(UID),

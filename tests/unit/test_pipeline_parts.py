@@ -296,9 +296,9 @@ def test_a_record_that_does_not_come_is_an_error_with_the_likely_reason(home, sp
     assert now[0] == 5.0
 
 
-def test_the_result_of_submit_names_the_record():
-    assert step.record_of('{"stages": [{"record": "abc"}]}') == "abc"
-    assert [step.record_of(text) for text in ("", "{}", '{"stages": []}', '{"stages": [{}]}')] == [None] * 4
+def test_the_result_of_submit_is_that_of_its_last_stage():
+    assert step.result_of('{"stages": [{"record": "a"}, {"record": "b"}]}') == {"record": "b"}
+    assert [step.result_of(text) for text in ("", "{}", '{"stages": []}', '{"stages": [1]}')] == [{}] * 4
 
 
 def test_the_cause_of_a_failure_is_the_childs_last_error(monkeypatch, tmp_path, capsys):

@@ -95,6 +95,7 @@ def _component(stage: Stage) -> Callable[..., PipelineTask]:
     def component(*placeholders: Any) -> Any:
         image = str(dict(zip(parameters, placeholders, strict=True))["submit_image"])
         args = ["--stage", stage.name, "--executor-input", "{{$}}"]
+        args += [] if mounts(stage) else ["--no-volume"]
         return dsl.ContainerSpec(image=image, command=list(STEP), args=args)
 
     parameters: dict[str, Any] = dict(_types())
@@ -108,6 +109,15 @@ def _component(stage: Stage) -> Callable[..., PipelineTask]:
     return made
 
 
+def mounts(stage: Stage) -> bool:
+    """Return whether a stage's step mounts the volume.
+
+    The first does not. Some volumes take their group from the first pod that mounts them, and on a new
+    one that must be a training pod, whose group then owns it: a backend cannot give a step's pod a group.
+    """
+    return bool(stage.reads)
+
+
 def _place(task: PipelineTask, stage: Stage, values: dict[str, Any]) -> None:
     """Say what the step's pod is: image, size, user, volume, how it is stopped."""
     from kfp import kubernetes
@@ -116,7 +126,8 @@ def _place(task: PipelineTask, stage: Stage, values: dict[str, Any]) -> None:
     task.set_cpu_request("50m").set_cpu_limit("1").set_memory_request("128Mi").set_memory_limit("512Mi")
     task.set_env_variable("NANOCHAT_HOME", HOME)
     task.set_env_variable("PYTHONUNBUFFERED", "1")
-    kubernetes.mount_pvc(task, pvc_name=values["claim"], mount_path=HOME)
+    if mounts(stage):
+        kubernetes.mount_pvc(task, pvc_name=values["claim"], mount_path=HOME)
     kubernetes.set_security_context(task, run_as_user=UID, run_as_group=UID, run_as_non_root=True)
     kubernetes.add_pod_annotation(task, "workflows.argoproj.io/kill-cmd-main", json.dumps(list(KILL)))
     for key, value in {**app_labels("pipeline"), STAGE: stage.name}.items():

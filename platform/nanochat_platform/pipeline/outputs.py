@@ -88,7 +88,7 @@ def figures(record: Record) -> dict[str, float]:
     return found
 
 
-def card(record: Record, home: Home, *, run: str, claim: str) -> dict[str, Any]:
+def card(record: Record, home: Home, *, run: str, claim: str, identity: str) -> dict[str, Any]:
     """Return what stands for a result in a pipeline: which files on which volume, with size and sha256."""
     files = {
         path: {"bytes": output.bytes, "sha256": output.sha256} for path, output in record.outputs.items()
@@ -97,7 +97,7 @@ def card(record: Record, home: Home, *, run: str, claim: str) -> dict[str, Any]:
     return {
         "run": run,
         "stage": record.stage,
-        "record": record.hash,
+        "record": identity,
         "revision": record.revision,
         "claim": claim,
         "path": str(home.root / min(folders, key=len)) if folders else "",
@@ -125,16 +125,30 @@ def scores_markdown(record: Record) -> str:
 
 
 def write_outputs(
-    executor_input: Mapping[str, Any], home: Home, record: Record, *, run: str, claim: str
+    executor_input: Mapping[str, Any],
+    home: Home,
+    record: Record,
+    *,
+    run: str,
+    claim: str,
+    identity: str | None = None,
 ) -> None:
     """Write every output artifact that the step was provisioned with, then the account of them.
+
+    Args:
+        executor_input: the backend's.
+        home: the volume that the record's outputs are on.
+        record: of the stage.
+        run: its run.
+        claim: the name of the volume.
+        identity: the record's hash, where `record` is not the whole one.
 
     Raises:
         DataError: the record lacks a file that the step must leave, or a URI is of an unknown store.
         StorageError: a file cannot be written.
     """
     asked = executor_input.get("outputs", {})
-    what = card(record, home, run=run, claim=claim)
+    what = card(record, home, run=run, claim=claim, identity=identity or record.hash)
     numbers = figures(record)
     told = {}
     for name, artifacts in asked.get("artifacts", {}).items():

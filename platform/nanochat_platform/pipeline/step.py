@@ -26,8 +26,11 @@ from nanochat import settings
 from nanochat.errors import ConfigError, NanochatError
 from nanochat.files import no_permission, write_json
 from nanochat.run.reason import LastWords, write_last_words
+from nanochat.run.record import Record
 from nanochat.run.signals import interrupted
 from nanochat.run.stage import stage as find_stage
+from nanochat.settings import Home
+from nanochat_platform.kube.names import HOME
 from nanochat_platform.pipeline.cancel import State, cancel, connect
 from nanochat_platform.pipeline.child import Child
 from nanochat_platform.pipeline.outputs import wait_for_record, write_outputs
@@ -44,13 +47,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--stage", required=True, help="name of the stage")
     parser.add_argument("--executor-input", required=True, help="the backend's ExecutorInput, as JSON")
     parser.add_argument("--local", action="store_true", help="run the stage here instead of submitting a job")
+    parser.add_argument("--no-volume", action="store_true", help="the run's volume is not mounted here")
     args = parser.parse_args(argv)
     try:
         executor_input, parameters = read_input(args.executor_input)
         find_stage(args.stage)
         if args.local:
             return run_here(args.stage, executor_input, parameters)
-        return Submission(args.stage, executor_input, parameters).run()
+        return Submission(args.stage, executor_input, parameters, mounted=not args.no_volume).run()
     except NanochatError as error:
         return fail(error, stage=args.stage)
     except PermissionError as error:
@@ -133,8 +137,12 @@ class Submission:
     further attempt, then the lease and the jobs are deleted.
     """
 
-    def __init__(self, stage: str, executor_input: Mapping[str, Any], parameters: Parameters) -> None:
+    def __init__(
+        self, stage: str, executor_input: Mapping[str, Any], parameters: Parameters, *, mounted: bool = True
+    ) -> None:
+        """`mounted`: whether the run's volume is mounted here, so that its records can be read."""
         self.stage = stage
+        self._mounted = mounted
         self.parameters = parameters
         self._input = executor_input
         self._child = Child()
@@ -166,7 +174,7 @@ class Submission:
                     self.command(Path(folder)), hear=self._hear, stdout=subprocess.PIPE
                 )
                 if code == 0:
-                    tell_outputs(self.stage, self._input, self.parameters, expected=record_of(said))
+                    self._tell(result_of(said))
                     return 0
                 error = self._error(code)
             except NanochatError as raised:
@@ -184,6 +192,23 @@ class Submission:
         if self.parameters.wait_for_nodes:
             command.append("--wait-for-nodes")
         return command
+
+    def _tell(self, result: Mapping[str, Any]) -> None:
+        """Write the outputs from the record on the volume, else from what the job said last."""
+        identity = result.get("record")
+        if self._mounted or identity is None:
+            tell_outputs(self.stage, self._input, self.parameters, expected=identity)
+            return
+        said = Record(
+            stage=self.stage,
+            config={},
+            config_hash="",
+            metrics=result.get("metrics") or {},
+            wall_s=result.get("wall_s") or 0.0,
+            attempts=result.get("attempts") or 1,
+        )
+        run, claim = self.state.run, self.parameters.claim
+        write_outputs(self._input, Home(Path(HOME)), said, run=run, claim=claim, identity=identity)
 
     def _hear(self, line: str) -> None:
         say(line)
@@ -211,14 +236,13 @@ class Submission:
         os._exit(error.exit_code)
 
 
-def record_of(result: str) -> str | None:
-    """Return the record's hash in the result of `nanochat submit --json`, None where it is not said."""
+def result_of(text: str) -> dict[str, Any]:
+    """Return what `nanochat submit --json` says of the stage; empty where it says nothing."""
     try:
-        stages = json.loads(result)["stages"]
-        found = stages[-1].get("record")
-    except (ValueError, LookupError, TypeError, AttributeError):
-        return None
-    return found if isinstance(found, str) else None
+        found = json.loads(text)["stages"][-1]
+    except (ValueError, LookupError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 if __name__ == "__main__":
