@@ -38,6 +38,7 @@ applications:
           min_replicas: {{ .Values.autoscaling.minReplicas }}
           max_replicas: {{ .Values.autoscaling.maxReplicas }}
           target_ongoing_requests: {{ default .Values.server.maxRunning .Values.autoscaling.targetRequests }}
+          upscale_delay_s: 10
           downscale_delay_s: {{ .Values.autoscaling.scaleDownSeconds }}
         {{- else }}
         num_replicas: {{ .Values.replicas }}
