@@ -62,14 +62,14 @@ class User:
         values = yaml.safe_load(self.access.kubeconfig.read_text())
         for entry in values["contexts"]:
             entry["context"]["namespace"] = self.namespace
-        self._own = self.folder / f"{self.namespace}.kubeconfig"
-        self._own.write_text(yaml.safe_dump(values))
-        self._own.chmod(0o600)
+        self.own_context = self.folder / f"{self.namespace}.kubeconfig"
+        self.own_context.write_text(yaml.safe_dump(values))
+        self.own_context.chmod(0o600)
 
     @property
     def env(self) -> dict[str, str]:
         """The command line's environment."""
-        own = {**self.access.env, "KUBECONFIG": str(self.kubeconfig or self._own)}
+        own = {**self.access.env, "KUBECONFIG": str(self.kubeconfig or self.own_context)}
         paths = f"{ROOT}:{ROOT / 'platform'}"
         return {**own, "PYTHONPATH": paths, "NANOCHAT_HOME": str(self.folder / "home"), **self.extra_env}
 

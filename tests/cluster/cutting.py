@@ -5,16 +5,15 @@ The product has no hooks for this: to it the proxy is the API server.
 
 from __future__ import annotations
 
-import http.client
 import http.server
 import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
 from nanochat_platform.kube import access
+from nanochat_platform.kube.transport import Transport
 
 When = Literal["before", "after"]
 Act = Callable[[int, When, str, str], bool]
@@ -25,10 +24,18 @@ when the connection must end there."""
 class Cutter:
     """Passes requests on, one connection each, and lets `act` decide what happens to every one."""
 
-    def __init__(self, kubeconfig: Path, act: Act) -> None:
-        self.target = access.load(kubeconfig)
+    def __init__(
+        self,
+        kubeconfig: Path,
+        act: Act = lambda *_: False,
+        *,
+        rewrite: Callable[[str], str] = lambda path: path,
+    ) -> None:
+        """`rewrite` changes the path of every request."""
+        self.upstream = Transport(access.load(kubeconfig))
         self.count = 0
         self.act = act
+        self.rewrite = rewrite
         self._lock = threading.Lock()
         cutter = self
 
@@ -61,6 +68,7 @@ class Cutter:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(timeout=10)
+        self.upstream.close()
 
     def kubeconfig(self, path: Path) -> Path:
         """Write a kubeconfig whose server is this proxy."""
@@ -81,44 +89,38 @@ class Cutter:
             self.count += 1
             number = self.count
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0)) or None
-        what = (number, request.command, request.path)
         request.close_connection = True
-        if self.act(what[0], "before", what[1], what[2]):
+        if self.act(number, "before", request.command, request.path):
             return
-        server = urlsplit(self.target.server)
-        upstream = http.client.HTTPSConnection(
-            server.hostname or "", server.port, context=self.target.tls, timeout=60
+        path = self.rewrite(request.path)
+        if "watch=1" in path or "follow=true" in path:
+            self._stream(request, number, path)
+            return
+        answer = self.upstream.request(
+            request.command,
+            path,
+            body=json.loads(body) if body else None,
+            content_type=request.headers.get("Content-Type", ""),
         )
-        head = {k: v for k, v in request.headers.items() if k.lower() in ("content-type", "accept")}
-        header = self.target.credentials.header()
-        try:
-            upstream.request(
-                request.command, request.path, body, {**head, **({"Authorization": header} if header else {})}
-            )
-            response = upstream.getresponse()
-            if "watch=1" in request.path or "follow=true" in request.path:
-                if self.act(what[0], "after", what[1], what[2]):
-                    return
-                self._pour(request, response)
-                return
-            data = response.read()
-            if self.act(what[0], "after", what[1], what[2]):
-                return
-            request.send_response(response.status)
-            request.send_header("Content-Type", response.headers.get("Content-Type", ""))
-            request.send_header("Content-Length", str(len(data)))
-            request.send_header("Connection", "close")
-            request.end_headers()
-            request.wfile.write(data)
-        finally:
-            upstream.close()
-
-    @staticmethod
-    def _pour(request: http.server.BaseHTTPRequestHandler, response: http.client.HTTPResponse) -> None:
-        request.send_response(response.status)
-        request.send_header("Content-Type", response.headers.get("Content-Type", ""))
+        if self.act(number, "after", request.command, request.path):
+            return
+        request.send_response(answer.status)
+        request.send_header("Content-Type", answer.content_type)
+        request.send_header("Content-Length", str(len(answer.body)))
         request.send_header("Connection", "close")
         request.end_headers()
-        while chunk := response.read1(65536):
-            request.wfile.write(chunk)
-            request.wfile.flush()
+        request.wfile.write(answer.body)
+
+    def _stream(self, request: http.server.BaseHTTPRequestHandler, number: int, path: str) -> None:
+        stream = self.upstream.stream(path, query={}, timeout_s=60)
+        try:
+            if self.act(number, "after", request.command, request.path):
+                return
+            request.send_response(stream.status)
+            request.send_header("Connection", "close")
+            request.end_headers()
+            for line in stream.lines():
+                request.wfile.write(line + b"\n")
+                request.wfile.flush()
+        finally:
+            stream.close()

@@ -16,6 +16,7 @@ import pytest
 from nanochat_platform.kube import names
 
 from tests.cluster.client_side import User
+from tests.cluster.cutting import Cutter
 from tests.cluster.hands import wait_until
 from tests.cluster.harness.access import Access
 from tests.cluster.harness.cluster import Cluster
@@ -75,24 +76,25 @@ def test_no_cluster_is_configured(user: User, tmp_path: Path) -> None:
 
 
 def test_the_kind_is_not_served(user: User) -> None:
-    user.access.need_own("starts a cluster without any operator")
-    with Cluster() as empty:
-        empty.start("control-plane")
-        with empty.namespace() as name:
-            bare = User(empty, name, user.folder)
-            bare.claim()
-            for kind, title in (
-                ("pytorchjob", "the Kubeflow training operator"),
-                ("trainjob", "Kubeflow Trainer"),
-            ):
-                refused(
-                    bare,
-                    *("submit", "--spec", bare.spec(kind=kind, nodes=2, stages=["base_train"])),
-                    code=69,
-                    error=f"this cluster has no `.*kubeflow.org`: {title} is not",
-                    hint=".*--kind job",
-                )
-            assert json.loads(bare.ok("list", "--json")) == []
+    """The real answer of a server that lacks a group: every operator's group is asked for by another name."""
+    user.claim()
+    with Cutter(
+        user.access.kubeconfig, rewrite=lambda path: path.replace("kubeflow.org", "absent.org")
+    ) as cutter:
+        user.kubeconfig = cutter.kubeconfig(user.folder / "proxy.kubeconfig")
+        for kind, title in (
+            ("pytorchjob", "the Kubeflow training operator"),
+            ("trainjob", "Kubeflow Trainer"),
+        ):
+            refused(
+                user,
+                *("submit", "--spec", user.spec(kind=kind, nodes=2, stages=["base_train"])),
+                code=69,
+                error=f"this cluster has no `.*kubeflow.org`: {title} is not installed",
+                hint=".*--kind job",
+            )
+        assert json.loads(user.ok("list", "-n", user.namespace, "--json")) == []
+    assert user.left() == []
 
 
 def test_the_namespace_does_not_exist(user: User) -> None:

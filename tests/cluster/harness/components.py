@@ -137,6 +137,8 @@ class Components:
             cluster_signing_cert_file=self._pki.pair.certificate,
             cluster_signing_key_file=self._pki.pair.key,
             use_service_account_credentials="true",
+            kube_api_qps="200",  # at the default of 20 a test of a hundred jobs waits for this limit alone
+            kube_api_burst="400",
             leader_elect="false",
             bind_address=self.slot.node_ip,
         )
