@@ -175,6 +175,11 @@ def termination_log(env: Mapping[str, str] | None = None) -> Path | None:
     return path if path.exists() else None
 
 
+def environment(**changes: str) -> dict[str, str]:
+    """Return a copy of this process's environment, with changes: for a child, or for who looks names up."""
+    return {**os.environ, **changes}
+
+
 @contextlib.contextmanager
 def quiet_import(**variables: str) -> Iterator[None]:
     """Set variables that a library reads while it is imported, unless the user did; children see none."""

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.errors import ConfigError, ForbiddenError, UnavailableError, did_you_mean
+from nanochat.settings import environment
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _NO_CLUSTER = "set KUBECONFIG or pass --kubeconfig FILE; inside a pod a service-account token is enough"
@@ -86,7 +87,7 @@ def load(
         ConfigError: a file is missing or wrong, or there is no such context.
         UnavailableError: there is no configuration at all.
     """
-    env = os.environ if env is None else env
+    env = environment() if env is None else env
     if kubeconfig is not None:
         paths = [Path(kubeconfig)]
         if not paths[0].is_file():
@@ -109,7 +110,7 @@ def from_pod(env: Mapping[str, str] | None = None, account: Path = SERVICE_ACCOU
     Raises:
         UnavailableError: this is not a pod with a token.
     """
-    env = os.environ if env is None else env
+    env = environment() if env is None else env
     if not env.get("KUBERNETES_SERVICE_HOST") or not (account / "token").is_file():
         raise UnavailableError("no cluster is configured: there is no kubeconfig", hint=_NO_CLUSTER)
     host, port = env["KUBERNETES_SERVICE_HOST"], env.get("KUBERNETES_SERVICE_PORT", "443")
@@ -266,7 +267,7 @@ def _run_plugin(plugin: Mapping[str, Any]) -> tuple[str, float]:
             stdout=subprocess.PIPE,
             check=True,
             timeout=60,
-            env={**os.environ, **env, "KUBERNETES_EXEC_INFO": json.dumps(request)},
+            env=environment(**env, KUBERNETES_EXEC_INFO=json.dumps(request)),
         )
         status = json.loads(done.stdout)["status"]
         token = status["token"]
@@ -304,7 +305,7 @@ def own_identity(env: Mapping[str, str] | None = None) -> tuple[str, str | None,
     Raises:
         ConfigError: NANOCHAT_RUN is not set.
     """
-    env = os.environ if env is None else env
+    env = environment() if env is None else env
     if not env.get("NANOCHAT_RUN"):
         raise ConfigError(
             "--self: NANOCHAT_RUN is not set", hint="outside a pipeline step, name the run with --run"

@@ -7,7 +7,6 @@ nothing of stages.
 
 from __future__ import annotations
 
-import os
 import sys
 import uuid
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ from typing import Any, Literal
 
 from nanochat.errors import DataError
 from nanochat.files import read_json
-from nanochat.settings import Home
+from nanochat.settings import Home, environment
 from nanochat_platform.pipeline.child import Child
 from nanochat_platform.pipeline.ir import Key, Pipeline, Step
 
@@ -97,7 +96,7 @@ def _run_step(
         values, produced, uri=lambda task, name: str(folder / task / name), output_file=str(output_file)
     )
     mounts = {mount["mountPath"]: str(home.root) for mount in step.platform.get("pvcMount", ())}
-    env = {**os.environ, **{name: mounts.get(value, value) for name, value in step.env.items()}}
+    env = environment(**{name: mounts.get(value, value) for name, value in step.env.items()})
     program, *arguments = step.argv(executor_input)
     command = [sys.executable if program in ("python", "python3") else program, *arguments, "--local"]
     code, _ = child.run(command, env=env)

@@ -6,11 +6,11 @@ Knows the labels that Argo puts on its pods. Knows nothing of what the step does
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 from dataclasses import dataclass
 
 from nanochat.errors import UnavailableError
+from nanochat.settings import environment
 from nanochat_platform.kube.names import CAUSE, RUN
 from nanochat_platform.kube.resources import PODS, Resource, label_of, meta
 from nanochat_platform.kube.transport import Transport, Unreachable
@@ -43,7 +43,8 @@ class Pod:
                 "a pipeline step needs a cluster: there is no service account and no kubeconfig",
                 hint="run it in a pod, or the pipeline on this machine: `nanochat pipeline run --local`",
             )
-        namespace, name = transport.access.namespace, os.environ.get("KFP_POD_NAME") or socket.gethostname()
+        namespace = transport.access.namespace
+        name = environment().get("KFP_POD_NAME") or socket.gethostname()
         return cls(namespace, name, _workflow(transport, namespace, name), transport)
 
     def join(self, run: str) -> None:
