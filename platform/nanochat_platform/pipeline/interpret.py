@@ -17,6 +17,7 @@ from typing import Any, Literal
 from nanochat.errors import DataError
 from nanochat.files import read_json
 from nanochat.settings import Home, environment
+from nanochat_platform.kube.names import HOME
 from nanochat_platform.pipeline.child import Child
 from nanochat_platform.pipeline.ir import Key, Pipeline, Step
 
@@ -95,7 +96,9 @@ def _run_step(
     executor_input = step.executor_input(
         values, produced, uri=lambda task, name: str(folder / task / name), output_file=str(output_file)
     )
-    mounts = {mount["mountPath"]: str(home.root) for mount in step.platform.get("pvcMount", ())}
+    # A step whose pod does not mount the volume names its folder all the same: here it is always there.
+    mounts = {HOME: str(home.root)}
+    mounts |= {mount["mountPath"]: str(home.root) for mount in step.platform.get("pvcMount", ())}
     env = environment(**{name: mounts.get(value, value) for name, value in step.env.items()})
     program, *arguments = step.argv(executor_input)
     command = [sys.executable if program in ("python", "python3") else program, *arguments, "--local"]
