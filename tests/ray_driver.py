@@ -55,6 +55,30 @@ def hang():
     in_replicas(stop)
 
 
+def hold():
+    """Let the engine of every replica make no step until `go`."""
+
+    def stop(actor):
+        import threading
+
+        chat = actor._replica_impl._user_callable_wrapper._callable
+        engine = chat._replica._live.context.engine
+        step, chat.gate = engine.step, threading.Event()
+
+        def held():
+            chat.gate.wait()
+            return step()
+
+        engine.step = held
+
+    in_replicas(stop)
+
+
+def go():
+    """Let the engines that `hold` stopped go on."""
+    in_replicas(lambda actor: actor._replica_impl._user_callable_wrapper._callable.gate.set())
+
+
 def models():
     """Return how many models each replica's memory holds."""
 
@@ -100,7 +124,7 @@ def main():
     ray.init(num_cpus=1, include_dashboard=False, object_store_memory=80 << 20, _temp_dir=options["temp"])
     serve.start(http_options={"host": "127.0.0.1", "port": options["port"]})
     print(json.dumps("ready"), file=sys.__stdout__, flush=True)
-    commands = {f.__name__: f for f in (deploy, delete, replicas, hang, models, memory, status)}
+    commands = {f.__name__: f for f in (deploy, delete, replicas, hang, hold, go, models, memory, status)}
     for line in sys.stdin:
         arguments = json.loads(line)
         print(json.dumps(commands[arguments.pop("do")](**arguments)), file=sys.__stdout__, flush=True)

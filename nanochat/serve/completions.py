@@ -17,7 +17,7 @@ from typing import Any
 from nanochat.engine.request import SamplingParams
 from nanochat.errors import RequestError
 from nanochat.serve.bridge import Bridge, Engine, Job
-from nanochat.serve.http import ClientGone, Receive, Reply, Scope, check_json, read_body
+from nanochat.serve.http import KEPT, ClientGone, Receive, Reply, Scope, check_json, read_body
 from nanochat.serve.limits import Limits
 from nanochat.serve.messages import turns
 from nanochat.serve.metrics import Metrics
@@ -129,7 +129,7 @@ class Completions(ABC):
         body, inputs = self.parse(raw)
         self._check_model(body.model)
         width = (body.n or 1) * len(inputs)
-        context.serving.admit(width)
+        context.serving.admit(width, kept=scope.get("state", {}).get(KEPT, False))
         try:
             if len(raw) > context.limits.max_inline_bytes:
                 plan = await asyncio.to_thread(self._plan, body, inputs)

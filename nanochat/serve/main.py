@@ -29,6 +29,7 @@ from nanochat.serve.protocol import limited
 if TYPE_CHECKING:
     from nanochat.serve.keys import Keys
     from nanochat.serve.loading import Loaded
+    from nanochat.serve.serving import Serving
     from nanochat.settings import Home
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ DEFAULT_PORT = 8000
 GRACE_S = 25.0
 """Requests in flight may take this long after SIGTERM; below Kubernetes' default of 30 s."""
 _LINGER_S = 5
+_SETTLE_S = 0.25
+"""A client that has just read its answer's end sends the next request well within this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,8 +115,9 @@ def serve(
 
     The first `lame_duck_s` seconds after the signal /ready answers 503 and every answer closes its
     connection, but nothing is refused: load balancers that still send clients here get time to stop.
-    Then new completions answer 503 and running ones finish within `grace_s`; what is left ends with
-    an error. A second signal ends at once.
+    Then new connections' completions answer 503 and running ones finish within `grace_s`; what is left
+    ends with an error. A connection that the client was told to keep gets one more answer, which tells it
+    otherwise. A second signal ends at once.
     """
     config = uvicorn.Config(
         app,
@@ -153,19 +157,32 @@ async def _drain(server: _Server, app: FastAPI, grace_s: float, lame_duck_s: flo
     serving = context.serving
     serving.leaving = True
     for connection in list(server.server_state.connections):
-        connection.end_after_answer()  # type: ignore[union-attr]
+        connection.leave()  # type: ignore[union-attr]
     await asyncio.sleep(lame_duck_s)
     serving.draining = True
     log.info("event=drain requests=%d grace_s=%g", serving.requests, grace_s)
-    if serving.requests:
-        idle = asyncio.Event()
-        serving.on_idle = idle.set
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(idle.wait(), grace_s)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(_settled(server, serving), grace_s)
     if serving.requests:
         log.warning("event=drain_cut requests=%d", serving.requests)
         await asyncio.to_thread(context.engine.close)  # their clients get an error, not silence
     server.should_exit = True
+
+
+async def _settled(server: _Server, serving: Serving) -> None:
+    """Wait until nothing is in flight and no kept connection has brought a request for a moment."""
+    state = server.server_state
+    while True:
+        if serving.requests:
+            idle = asyncio.Event()
+            serving.on_idle = idle.set
+            await idle.wait()
+        answered = state.total_requests
+        if not state.connections:
+            return
+        await asyncio.sleep(_SETTLE_S)
+        if not serving.requests and state.total_requests == answered:
+            return
 
 
 def announce(address: Address, model_id: str, *, keys: bool, as_json: bool, out: TextIO) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from nanochat.errors import RequestError
+from nanochat.serve.http import KEPT
 from nanochat.serve.limits import Limits
 from nanochat.serve.refusals import error_body, refusal
 
@@ -33,6 +34,7 @@ class _LimitedProtocol(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
         self._reason: RequestError | None = None
+        self._kept = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -55,10 +57,16 @@ class _LimitedProtocol(HttpToolsProtocol):
         self._stop_stall_timer()
         super().connection_lost(exc)
 
-    def end_after_answer(self) -> None:
-        """Close the connection when the answer in progress is complete; an idle one stays."""
-        if self.cycle is not None and not self.cycle.response_complete:
+    def leave(self) -> None:
+        """Let the next head that is sent say that the connection ends with its answer.
+
+        Closing without having said so loses what the client may be sending on a connection it was told to
+        keep (RFC 9112, section 9.6): where the head in progress is out already, one more request is answered.
+        """
+        if self.cycle is not None and not self.cycle.response_started:
             self.cycle.keep_alive = False
+        else:
+            self._kept = True
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -71,6 +79,7 @@ class _LimitedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope["state"][KEPT] = self._kept
         self._in_head = True
         self._head_bytes = self._raw_bytes = 0
 

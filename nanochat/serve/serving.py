@@ -63,13 +63,13 @@ class Serving:
         """Whether new work is welcome."""
         return self.warm and not self.leaving and not self.draining
 
-    def admit(self, sequences: int) -> None:
-        """Take work in.
+    def admit(self, sequences: int, *, kept: bool = False) -> None:
+        """Take work in; `kept`: on a connection whose client could not know that the server leaves.
 
         Raises:
             RequestError: 503 before the warm-up and while draining, 429 when the queue is full.
         """
-        if self.draining:
+        if self.draining and not kept:
             raise refusal(503, "the server is shutting down", code="draining", retry_after_s=1.0)
         if not self.warm:
             raise refusal(503, "the model is still loading", code="not_ready", retry_after_s=1.0)

@@ -401,6 +401,7 @@ def test_a_hung_engine_is_replaced(ray, api):
 def test_a_replica_that_stops_finishes_its_streams_and_takes_no_others(ray, api):
     ((pid, own_port),) = ray.do("replicas")
     stream = Stream(ray.url).running()
+    ray.do("hold")
     ray.do("delete")
 
     def closed():
@@ -410,6 +411,7 @@ def test_a_replica_that_stops_finishes_its_streams_and_takes_no_others(ray, api)
     wait_for(closed)
     assert stream.is_alive()
     assert alive(pid)
+    ray.do("go")
     assert stream.events()[-1]["choices"][0]["finish_reason"] == "length"
     wait_for(lambda: not alive(pid))
 

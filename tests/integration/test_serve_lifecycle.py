@@ -200,8 +200,10 @@ def test_after_the_lame_duck_time_the_drain_begins():
         running.until(b"You")
         process.send_signal(signal.SIGTERM)
         assert eventually(lambda: Client(port).post(max_tokens=1).answer()[0] == 503)
-        running.until(b"data: [DONE]")
-        assert running.closed(), "a client's next request on this connection would be refused"
+        running.until(b"\r\n0\r\n\r\n")
+        status, headers, _ = running.post(max_tokens=1).answer()  # its client was told to keep the connection
+        assert (status, headers["connection"]) == (200, "close")
+        assert running.closed()
         assert process.wait(10) == 0
 
 
