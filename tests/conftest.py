@@ -11,7 +11,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # two threads beside any other busy process
 
 ROOT = Path(__file__).parent
 TIERS = ("unit", "integration", "cluster", "gpu")
-KNOWN_SKIPS = ("no GPU", "no KFP_ENDPOINT", "no ../shared/specs")
+KNOWN_SKIPS = ("no GPU", "no ../shared/specs")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

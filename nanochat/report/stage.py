@@ -25,7 +25,7 @@ def run(context: StageContext) -> StageResult:
     outputs = [context.dir / "report.md", context.dir / "report.html"]
     write_text(outputs[0], markdown(card))
     write_text(outputs[1], page(card))
-    return StageResult(outputs, {"wall_s": round(card.wall_s, 3), "scores": _all_scores(card.scores)})
+    return StageResult(outputs, {"run_wall_s": round(card.wall_s, 3), "scores": _all_scores(card.scores)})
 
 
 def _all_scores(scores: dict[str, list[Score]]) -> list[dict[str, object]]:

@@ -329,6 +329,7 @@ def test_a_client_that_leaves_frees_its_slot(ray, api):
 def test_a_change_of_the_model_drops_no_stream_and_keeps_the_process(ray, api):
     pid = ray.pid()
     old = [stream.running() for stream in [Stream(ray.url) for _ in range(3)]]
+    ray.do("hold")
     ray.deploy("r/chat_sft-8")
     seen = []
 
@@ -339,6 +340,7 @@ def test_a_change_of_the_model_drops_no_stream_and_keeps_the_process(ray, api):
 
     wait_for(changed)
     assert all(stream.is_alive() for stream in old)
+    ray.do("go")
     assert set(seen) == {200}
     assert chat(api).json()["model"] == "r/chat_sft-8"
     for stream in old:

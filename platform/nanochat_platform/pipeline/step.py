@@ -204,7 +204,7 @@ class Submission:
             config={},
             config_hash="",
             metrics=result.get("metrics") or {},
-            wall_s=result.get("wall_s") or 0.0,
+            wall_s=result.get("work_s") or 0.0,
             attempts=result.get("attempts") or 1,
         )
         run, claim = self.state.run, self.parameters.claim

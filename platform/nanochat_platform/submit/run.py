@@ -69,6 +69,8 @@ class StageResult:
     """done | skip | kept (finished before) | started."""
     wall_s: float
     """Seconds here, from the look for earlier attempts to the verified record."""
+    work_s: float | None = None
+    """Seconds of the stage's own work, all attempts together, as its record has them."""
     record: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
 
@@ -371,6 +373,7 @@ class _Submitter:
             attempt=attempt.number,
             status=status,
             wall_s=round(self._clock() - began, 3),
+            work_s=None if done is None else done.wall_s,
             record=None if done is None else done.record,
             metrics={} if done is None else done.metrics,
         )
