@@ -10,7 +10,8 @@ import multiprocessing
 import os
 import signal
 import sys
-from multiprocessing.context import ForkServerProcess
+import threading
+from multiprocessing import connection
 from pathlib import Path
 
 AUDITED = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "os.truncate", "os.scandir")
@@ -24,13 +25,40 @@ PRELOADED = (
 )
 
 
-def fork(limit: int | None, *arguments: str) -> ForkServerProcess:
-    """Start the command line, to be killed before its file operation number `limit`; None: before none."""
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload([__name__, *PRELOADED])
-    process = server.Process(target=main, args=(limit, arguments), daemon=True)
-    process.start()
-    return process
+# An exit code comes through a pipe, once: a second reader sees its end, which multiprocessing takes for
+# code 255. Not only `join` reads: to start a process reads those of all others that have ended.
+_READING = threading.Lock()
+
+
+class Fork:
+    """The command line in a process of its own, which any thread may kill or await."""
+
+    def __init__(self, limit: int | None, *arguments: str) -> None:
+        """Start it, to be killed before its file operation number `limit`; None: before none."""
+        server = multiprocessing.get_context("forkserver")
+        server.set_forkserver_preload([__name__, *PRELOADED])
+        self._process = server.Process(target=main, args=(limit, arguments), daemon=True)
+        with _READING:
+            self._process.start()
+
+    def kill(self) -> None:
+        """Send it SIGKILL and return when it has ended."""
+        self._process.kill()
+        self.wait(10)
+
+    def wait(self, timeout: float) -> int:
+        """Return its exit code, that of a signal negative, once it has ended.
+
+        Raises:
+            TimeoutError: it still runs after `timeout` seconds.
+        """
+        if not connection.wait([self._process.sentinel], timeout):
+            raise TimeoutError(f"process {self._process.pid} still runs after {timeout:.0f} s")
+        with _READING:
+            self._process.join()
+            code = self._process.exitcode
+        assert code is not None
+        return code
 
 
 def main(limit: int | None, arguments: tuple[str, ...]) -> None:

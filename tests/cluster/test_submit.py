@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
-import multiprocessing.connection
 import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.context import ForkServerProcess as Process
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,7 @@ from nanochat_platform.submit.objects import description
 
 from nanochat.errors import RunLockedError
 from tests.cluster.client_side import User
-from tests.cluster.cut_files import fork
+from tests.cluster.cut_files import Fork
 from tests.cluster.cutting import Cutter, When
 from tests.cluster.hands import RECORD, Hands, done, ended, failed, running, stage_config, wait_until
 from tests.cluster.harness.access import Access
@@ -128,7 +126,7 @@ class Kill:
 
     def __init__(self, number: int, when: When) -> None:
         self.number, self.when = number, when
-        self.victim: Process | None = None
+        self.victim: Fork | None = None
         self.started = threading.Event()
 
     def __call__(self, number: int, when: When, method: str, path: str) -> bool:
@@ -137,9 +135,6 @@ class Kill:
         self.started.wait(10)
         assert self.victim is not None
         self.victim.kill()
-        multiprocessing.connection.wait(
-            [self.victim.sentinel], 10
-        )  # its exit code is read by one thread alone
         return True
 
 
@@ -151,24 +146,24 @@ def repeated(user: User, client: Client, spec: Path, stages: Sequence[str]) -> l
     return sorted(attempt.name for attempt in attempts(client, run.run_name))
 
 
-def killed_at_request(user: User, client: Client, number: int, when: When) -> tuple[int | None, list[str]]:
+def killed_at_request(user: User, client: Client, number: int, when: When) -> tuple[int, list[str]]:
     """Kill a submitter at one request and let another finish; returns the first's exit code, the jobs."""
     run = f"k{number}{when[0]}"
     spec = user.spec(f"{run}.yaml", run=run, stages=STAGES)
     kill = Kill(number, when)
     with Cutter(user.access.kubeconfig, kill) as cutter:
         kubeconfig = cutter.kubeconfig(user.folder / f"{run}.kubeconfig")
-        kill.victim = fork(None, "submit", "--spec", str(spec), "--kubeconfig", str(kubeconfig))
+        kill.victim = Fork(None, "submit", "--spec", str(spec), "--kubeconfig", str(kubeconfig))
         kill.started.set()
-        kill.victim.join(100)
-    return kill.victim.exitcode, repeated(user, client, spec, STAGES)
+        code = kill.victim.wait(100)
+    return code, repeated(user, client, spec, STAGES)
 
 
 @pytest.mark.timeout(400, func_only=True)
 def test_a_submitter_killed_at_any_request_leaves_one_job_a_stage(user: User, client: Client) -> None:
     cases = list(itertools.product(range(1, 31), ("before", "after")))
 
-    def run(case: tuple[int, When]) -> tuple[int | None, list[str]]:
+    def run(case: tuple[int, When]) -> tuple[int, list[str]]:
         return killed_at_request(user, client, *case)
 
     began = time.monotonic()
@@ -183,11 +178,10 @@ def test_a_submitter_killed_at_any_request_leaves_one_job_a_stage(user: User, cl
 def test_a_submitter_killed_at_any_file_operation_leaves_one_job_a_stage(user: User, client: Client) -> None:
     """Dying before operation k + 1 is dying after operation k."""
 
-    def run(number: int) -> tuple[int | None, list[str]]:
+    def run(number: int) -> tuple[int, list[str]]:
         spec = user.spec(f"f{number}.yaml", run=f"f{number}")
-        cut = fork(number, "submit", "--spec", str(spec), "--kubeconfig", str(user.own_context))
-        cut.join(100)
-        return cut.exitcode, repeated(user, client, spec, ["data"])
+        code = Fork(number, "submit", "--spec", str(spec), "--kubeconfig", str(user.own_context)).wait(100)
+        return code, repeated(user, client, spec, ["data"])
 
     with hands(user, done), ThreadPoolExecutor(16) as pool:
         results = list(pool.map(run, range(1, 31)))
@@ -333,7 +327,7 @@ def test_an_expired_watch_is_answered_by_a_new_list(user: User, client: Client, 
 
     stale = Stale(client.transport, user.namespace)
     changes = following.follow(stale, LEASES, window_s=lambda: 1.0)
-    names = []
+    names: list[str] = []
     for change in changes:
         if change.kind == "tick" and len(names) < 3:
             lease = {"metadata": {"name": f"l{len(names)}"}, "spec": {}}
@@ -345,7 +339,7 @@ def test_an_expired_watch_is_answered_by_a_new_list(user: User, client: Client, 
 
 
 def test_a_lost_node_ends_the_attempt_and_the_next_goes_on(user: User, client: Client) -> None:
-    node = {
+    node: dict[str, Any] = {
         "apiVersion": "v1",
         "kind": "Node",
         "metadata": {"name": f"lost-{user.namespace}"},
