@@ -167,7 +167,8 @@ def test_a_submitter_killed_at_any_request_leaves_one_job_a_stage(user: User, cl
         return killed_at_request(user, client, *case)
 
     began = time.monotonic()
-    with hands(user, done), ThreadPoolExecutor(16) as pool:
+    # They wait for the job controller, which looks once a second, far more than they work.
+    with hands(user, done), ThreadPoolExecutor(len(cases)) as pool:
         results = dict(zip(cases, pool.map(run, cases), strict=True))
     say(f"{len(cases)} kills in {time.monotonic() - began:.0f} s")
     for (number, when), (code, jobs) in results.items():
@@ -183,7 +184,7 @@ def test_a_submitter_killed_at_any_file_operation_leaves_one_job_a_stage(user: U
         code = Fork(number, "submit", "--spec", str(spec), "--kubeconfig", str(user.own_context)).wait(100)
         return code, repeated(user, client, spec, ["data"])
 
-    with hands(user, done), ThreadPoolExecutor(16) as pool:
+    with hands(user, done), ThreadPoolExecutor(30) as pool:
         results = list(pool.map(run, range(1, 31)))
     assert [jobs for _, jobs in results] == [[f"f{number}-data-1"] for number in range(1, 31)]
     codes = [code for code, _ in results]

@@ -147,8 +147,16 @@ class Access:
 
     def crd_names(self) -> list[str]:
         """Return the full name of every CRD the API has."""
-        listed = self.kubectl("get", "crd", "-o", "name").stdout.split()
-        return [name.split("/")[-1] for name in listed]
+        # As a table: any other output reads the CRDs themselves, which are megabytes.
+        table = self.kubectl("get", "crd", "--no-headers").stdout
+        return [line.split()[0] for line in table.splitlines()]
+
+    def serves(self, *names: str) -> bool:
+        """Return whether the API serves these types, each as `plural.group`.
+
+        Asked of discovery, which shows the CRDs that are established, without their megabytes.
+        """
+        return set(names) <= set(self.kubectl("api-resources", "-o", "name").stdout.split())
 
     def crds(self, *plurals: str) -> None:
         """See to it that the API serves these kinds, or skip the test."""

@@ -191,46 +191,46 @@ class Cluster(Access):
 
     def crds(self, *plurals: str) -> None:
         """Install CRDs from the specifications beside the checkout; skips the test where there are none."""
+        self._install_crds(self._missing_crds(*plurals))
+
+    def _missing_crds(self, *plurals: str) -> list[str]:
         if not SPECS.is_dir():
             pytest.skip("no ../shared/specs")
         present = self.crd_names()
         missing = [name for name in plurals if not any(crd.startswith(f"{name}.") for crd in present)]
-        files = [next(SPECS.glob(f"*_{plural}.v*.yaml")) for plural in missing]
-        self._install_crds("\n---\n".join(file.read_text() for file in files))
+        return [next(SPECS.glob(f"*_{plural}.v*.yaml")).read_text() for plural in missing]
 
-    def _install_crds(self, crds: str) -> None:
+    def _install_crds(self, crds: Sequence[str]) -> None:
         if not crds:
             return
-        names = self.apply(crds)
-
-        def served() -> bool:
-            # `kubectl wait` ends with an error while there are no conditions at all.
-            listed = self.items(*names) if len(names) > 1 else [self.get(*names)]
-            return all(_condition(crd, "Established") for crd in listed)
-
-        poll(f"{', '.join(names)} to be served", served, timeout=30)
+        names = [name.partition("/")[2] for name in self.apply("\n---\n".join(crds))]
+        poll(f"{', '.join(names)} to be served", lambda: self.serves(*names), timeout=30)
 
     def start_operator(self, name: str) -> None:
         """Run an operator of `OPERATORS` and those it needs, its CRDs, accounts and webhook installed."""
-        operator = OPERATORS[name]
-        if name in self.sandbox.processes:
+        starting = [one for one in operators.with_needs(name) if one.name not in self.sandbox.processes]
+        if not starting:
             return
-        for needed in operator.needs:
-            self.start_operator(needed)
-        with rung(f"operator {name}"):
-            self.crds(*operator.crds)
-            self._install_crds(operators.own_crd(operator))
-            self.apply(operators.objects(operator, self.slot.node_ip))
-            kubeconfig = self.account_kubeconfig(operator.namespace, operator.account)
-            settings = self.sandbox.state / "settings"
-            command = operators.command(operator, kubeconfig, self.slot.node_ip, settings)
-            private = ("/usr/bin/unshare", "--mount", "/bin/sh", "-c", PRIVATE_TMP, "sh")
-            ready = f"http://{self.slot.node_ip}:{operator.health_port}/readyz"
-            env = {"CACHE": str(cache_root()), **operator.env}
-            component = Component(name, (*private, *map(str, command)), ready, env)
-            self._spawn(component)
-            self._hand_over_certificates(operator, self.sandbox.processes[name])
-            self._await(component)
+        with rung(f"operator {' and '.join(one.name for one in starting)}"):
+            own = [crd for one in starting if (crd := operators.own_crd(one))]
+            self._install_crds([*self._missing_crds(*(crd for one in starting for crd in one.crds)), *own])
+            self.apply([value for one in starting for value in operators.objects(one, self.slot.node_ip)])
+            components = [self._operator(one) for one in starting]
+            for component in components:
+                self._spawn(component)
+            for one, component in zip(starting, components, strict=True):
+                self._hand_over_certificates(one, self.sandbox.processes[component.name])
+            for component in components:
+                self._await(component)
+
+    def _operator(self, operator: Operator) -> Component:
+        kubeconfig = self.account_kubeconfig(operator.namespace, operator.account)
+        settings = self.sandbox.state / "settings"
+        command = operators.command(operator, kubeconfig, self.slot.node_ip, settings)
+        private = ("/usr/bin/unshare", "--mount", "/bin/sh", "-c", PRIVATE_TMP, "sh")
+        ready = f"http://{self.slot.node_ip}:{operator.health_port}/readyz"
+        env = {"CACHE": str(cache_root()), **operator.env}
+        return Component(operator.name, (*private, *map(str, command)), ready, env)
 
     def _hand_over_certificates(self, operator: Operator, process: Process) -> None:
         """Copy the Secret that the operator fills to where a kubelet would have mounted it."""
@@ -318,11 +318,6 @@ class Cluster(Access):
         folder = self.sandbox.state / "scratch"
         folder.mkdir(exist_ok=True)
         return folder
-
-
-def _condition(crd: dict[str, Any], wanted: str) -> bool:
-    conditions = crd.get("status", {}).get("conditions") or []
-    return any((entry["type"], entry["status"]) == (wanted, "True") for entry in conditions)
 
 
 def _storage_class() -> dict[str, Any]:

@@ -145,6 +145,11 @@ TRAINER = Operator(
 OPERATORS = {operator.name: operator for operator in (TRAINING_OPERATOR, KUBERAY, JOBSET, TRAINER)}
 
 
+def with_needs(name: str) -> list[Operator]:
+    """Return an operator after those it needs."""
+    return [*(needed for other in OPERATORS[name].needs for needed in with_needs(other)), OPERATORS[name]]
+
+
 def command(operator: Operator, kubeconfig: Path, node_ip: str, settings: Path) -> list[str | Path]:
     """Return the operator's command line; writes what it reads into `settings`."""
     binary = build.binaries(operator.program) / operator.binary
