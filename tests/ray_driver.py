@@ -55,27 +55,27 @@ def hang():
     in_replicas(stop)
 
 
-def hold():
-    """Let the engine of every replica make no step until `go`."""
+def slow():
+    """Let the engine of every replica wait before each step, until `go`."""
 
-    def stop(actor):
+    def brake(actor):
         import threading
 
         chat = actor._replica_impl._user_callable_wrapper._callable
         engine = chat._replica._live.context.engine
         step, chat.gate = engine.step, threading.Event()
 
-        def held():
-            chat.gate.wait()
+        def slowed():
+            chat.gate.wait(0.1)
             return step()
 
-        engine.step = held
+        engine.step = slowed
 
-    in_replicas(stop)
+    in_replicas(brake)
 
 
 def go():
-    """Let the engines that `hold` stopped go on."""
+    """Let the engines that `slow` braked go on at their own speed."""
     in_replicas(lambda actor: actor._replica_impl._user_callable_wrapper._callable.gate.set())
 
 
@@ -124,7 +124,7 @@ def main():
     ray.init(num_cpus=1, include_dashboard=False, object_store_memory=80 << 20, _temp_dir=options["temp"])
     serve.start(http_options={"host": "127.0.0.1", "port": options["port"]})
     print(json.dumps("ready"), file=sys.__stdout__, flush=True)
-    commands = {f.__name__: f for f in (deploy, delete, replicas, hang, hold, go, models, memory, status)}
+    commands = {f.__name__: f for f in (deploy, delete, replicas, hang, slow, go, models, memory, status)}
     for line in sys.stdin:
         arguments = json.loads(line)
         print(json.dumps(commands[arguments.pop("do")](**arguments)), file=sys.__stdout__, flush=True)

@@ -94,8 +94,8 @@ def place(own: Cluster, cluster: Access, training_operator: None) -> Iterator[Pl
 
 @pytest.fixture(scope="module")
 def trained(place: Place) -> Run:
-    """A run whose tokens are ready: what is terminated is its base training."""
-    run = place.run("stopped", steps=400, allow_epochs=True, checkpoint_every=10)
+    """A run whose tokens are ready: what is terminated is its base training, long enough for that."""
+    run = place.run("smoke", steps=600, allow_epochs=True, checkpoint_every=10)
     with rung("pipeline up to the tokens"):
         assert run.steps_to_end(last="tokenize") == "RUNNING", run.why()
     return run
@@ -124,12 +124,57 @@ def gone(place: Place, run: Run, within: float) -> float:
     return time.monotonic() - began
 
 
+@pytest.mark.parametrize("how", ["kill-command", "signal"])
+def test_a_terminated_run_leaves_nothing_and_goes_on_when_it_is_retried(
+    place: Place, trained: Run, how: How
+) -> None:
+    step = started(place, trained)
+    reached = max(place.checkpoints("smoke"))
+    trained.states = ["PENDING", "RUNNING"]
+    assert trained.terminate(step, how) == "FAILED"
+    assert trained.states == ["PENDING", "RUNNING", "CANCELING", "FAILED"]
+    figure("jobs and pods gone after a terminated step's end", gone(place, trained, LEASE_S))
+    words = trained.last_words(TRAIN)
+    assert (words["status"], words["exit_code"]) == ("failed", 143)
+    assert "SIGTERM" in words["message"]
+    assert max(place.checkpoints("smoke")) >= reached
+    assert "Traceback" not in trained.log(TRAIN)
+
+
+def test_a_step_lost_without_a_signal_is_adopted_by_the_next(place: Place, trained: Run) -> None:
+    step = started(place, trained)
+    (before,) = place.jobs("smoke")
+    assert trained.terminate(step, "lost") == "FAILED"
+    again = trained.start_next()
+    assert again is not None
+    trained.wait_pod(TRAIN, lambda pod: "adopting job" in trained.log_or_empty(TRAIN), 60)
+    (after,) = place.jobs("smoke")
+    assert after["metadata"]["uid"] == before["metadata"]["uid"]
+    trained.terminate(again, "kill-command")
+    gone(place, trained, LEASE_S)
+
+
+@pytest.mark.timeout(400, func_only=True)
+def test_a_step_lost_without_a_signal_leaves_nothing_after_the_lease(place: Place, trained: Run) -> None:
+    step = started(place, trained)
+    trained.terminate(step, "lost")
+    figure("0 jobs and pods after a lost submitter", gone(place, trained, LEASE_S))
+
+
 @pytest.mark.timeout(900, func_only=True)
-def test_the_smoke_run_ends_with_metrics_model_and_report(place: Place) -> None:
-    run = place.run("smoke")
-    with rung("smoke run as a pipeline"):
+def test_a_run_that_was_stopped_so_often_ends_with_metrics_model_and_report(
+    place: Place, trained: Run
+) -> None:
+    run = trained
+    assert place.checkpoints("smoke"), "the tests before stopped it"
+    with rung("smoke run as a pipeline, from base training on"):
         assert run.steps_to_end() == "SUCCEEDED", run.why()
-    assert run.states == ["PENDING", "RUNNING", "SUCCEEDED"]
+    assert run.states[-2:] == ["RUNNING", "SUCCEEDED"]
+    steps = [event["step"] for event in place.events("smoke", "base_train", "step")]
+    assert max(steps) == 600
+    assert place.events("smoke", "base_train", "restart")
+    assert run.artifacts[TRAIN, "metrics"]["metadata"]["steps"] == 600
+    assert run.artifacts[TRAIN, "metrics"]["metadata"]["attempts"] > 1
     for stage in STAGES:
         step = stage.name.replace("_", "-")
         record = Record.load(place.home.stage("smoke", stage.name))
@@ -149,7 +194,7 @@ def test_the_smoke_run_ends_with_metrics_model_and_report(place: Place) -> None:
     report = place.home.run("smoke") / "report"
     assert run.content("report", "report") == (report / "report.md").read_bytes()
     assert run.content("report", "page") == (report / "report.html").read_bytes()
-    assert b"| Knows who it is |" in run.content("chat-eval", "scores")
+    assert b"| Knows who it is " in run.content("chat-eval", "scores")
 
     with rung("jobs after the Workflow is deleted"):
         name = run.workflow["metadata"]["name"]
@@ -159,57 +204,6 @@ def test_the_smoke_run_ends_with_metrics_model_and_report(place: Place) -> None:
             lambda: not any(place.jobs("smoke", s.name) or place.pods("smoke", s.name) for s in STAGES),
             timeout=60,
         )
-
-
-@pytest.mark.parametrize("how", ["kill-command", "signal"])
-def test_a_terminated_run_leaves_nothing_and_goes_on_when_it_is_retried(
-    place: Place, trained: Run, how: How
-) -> None:
-    step = started(place, trained)
-    reached = max(place.checkpoints("stopped"))
-    trained.states = ["PENDING", "RUNNING"]
-    assert trained.terminate(step, how) == "FAILED"
-    assert trained.states == ["PENDING", "RUNNING", "CANCELING", "FAILED"]
-    figure("jobs and pods gone after a terminated step's end", gone(place, trained, LEASE_S))
-    words = trained.last_words(TRAIN)
-    assert (words["status"], words["exit_code"]) == ("failed", 143)
-    assert "SIGTERM" in words["message"]
-    assert max(place.checkpoints("stopped")) >= reached
-    assert "Traceback" not in trained.log(TRAIN)
-
-
-def test_a_step_lost_without_a_signal_is_adopted_by_the_next(place: Place, trained: Run) -> None:
-    step = started(place, trained)
-    (before,) = place.jobs("stopped")
-    assert trained.terminate(step, "lost") == "FAILED"
-    again = trained.start_next()
-    assert again is not None
-    trained.wait_pod(TRAIN, lambda pod: "adopting job" in trained.log_or_empty(TRAIN), 60)
-    (after,) = place.jobs("stopped")
-    assert after["metadata"]["uid"] == before["metadata"]["uid"]
-    trained.terminate(again, "kill-command")
-    gone(place, trained, LEASE_S)
-
-
-@pytest.mark.timeout(400, func_only=True)
-def test_a_step_lost_without_a_signal_leaves_nothing_after_the_lease(place: Place, trained: Run) -> None:
-    step = started(place, trained)
-    trained.terminate(step, "lost")
-    figure("0 jobs and pods after a lost submitter", gone(place, trained, LEASE_S))
-
-
-@pytest.mark.timeout(400, func_only=True)
-def test_a_run_that_was_stopped_so_often_finishes_the_stage_from_its_checkpoints(
-    place: Place, trained: Run
-) -> None:
-    assert place.checkpoints("stopped"), "the tests before stopped it"
-    assert trained.steps_to_end(last=TRAIN, timeout=300) == "RUNNING", trained.why()
-    assert trained.tasks[TRAIN] == "SUCCEEDED"
-    steps = [event["step"] for event in place.events("stopped", "base_train", "step")]
-    assert max(steps) == 400
-    assert place.events("stopped", "base_train", "restart")
-    assert trained.artifacts[TRAIN, "metrics"]["metadata"]["steps"] == 400
-    assert trained.artifacts[TRAIN, "metrics"]["metadata"]["attempts"] > 1
 
 
 def test_a_failing_step_has_one_attempt_and_leaves_its_cause(place: Place) -> None:
