@@ -18,6 +18,9 @@ from tests.cluster.harness.cluster import Cluster
 from tests.cluster.harness.figures import figure
 from tests.cluster.harness.images import base_image
 from tests.cluster.harness.users import UsersCluster
+from tests.cluster.speedrun import speedrun, train_tag, training
+
+__all__ = ["speedrun", "train_tag", "training"]
 
 HERE = Path(__file__).parent
 LIMIT_S = 300  # of a test alone: starting the cluster may have to build Kubernetes first

@@ -17,35 +17,36 @@ import yaml
 from nanochat.run.stage import STAGES
 from tests.cluster.harness.figures import figure
 from tests.cluster.harness.host import rung, say
-from tests.cluster.test_train import NANOCHAT, TRAINING, Place, image, place, spec
+from tests.cluster.speedrun import NANOCHAT, Place, spec
 
-__all__ = ["image", "place"]
 UID = 10001
 
 
 @pytest.mark.timeout(5400, func_only=True)
-def test_the_tiny_speedrun_on_real_text(place: Place, training_operator: None) -> None:
+def test_the_tiny_speedrun_on_real_text(training: Place, training_operator: None) -> None:
     with rung("real text onto the volume"):
         subprocess.run(
             [NANOCHAT, "data", "prepare", "--preset", "tiny"],
-            env=os.environ | {"NANOCHAT_HOME": str(place.home.root)},
+            env=os.environ | {"NANOCHAT_HOME": str(training.home.root)},
             check=True,
         )
-        for path in place.home.root.rglob("*"):
+        for path in training.home.root.rglob("*"):
             os.chown(path, UID, UID)
     resources = {"cpu": "1500m", "memory": "4Gi", "shm": "256Mi"}
-    path = place.spec.with_name("rehearsal.yaml")
-    path.write_text(yaml.safe_dump(spec(place.namespace, place.image, preset="tiny", resources=resources)))
+    path = training.spec.with_name("rehearsal.yaml")
+    path.write_text(
+        yaml.safe_dump(spec(training.namespace, training.image, preset="tiny", resources=resources))
+    )
     began = time.monotonic()
     with rung("tiny speedrun as PyTorchJobs"):
-        result = json.loads(place.run("submit", "--spec", str(path), "--json", timeout=5000))
+        result = json.loads(training.run("submit", "--spec", str(path), "--json", timeout=5000))
     figure("rehearsal: the tiny speedrun as PyTorchJobs", (time.monotonic() - began) / 60, "min")
     assert [stage["stage"] for stage in result["stages"]] == [stage.name for stage in STAGES]
     for stage in result["stages"]:
-        record = place.record("tiny", stage["stage"])
+        record = training.record("tiny", stage["stage"])
         assert stage["record"] == record.hash
         say(f"stage {stage['stage']}: {stage['wall_s']:.1f} s, of it {record.wall_s:.1f} s of work")
-        if stage["stage"] in TRAINING:
+        if stage["stage"].endswith(("_train", "_sft")):
             say(f"  {json.dumps(record.metrics)[:300]}")
-    report = place.home.run("tiny") / "report" / "report.md"
+    report = training.home.run("tiny") / "report" / "report.md"
     say(report.read_text(encoding="utf-8"))

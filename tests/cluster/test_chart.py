@@ -8,7 +8,6 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,9 +22,10 @@ from tests.charts import modules
 from tests.charts.helm import CHART, template, value_sets
 from tests.cluster.harness.access import Access, KubectlError
 from tests.cluster.harness.cluster import Cluster
-from tests.cluster.harness.host import HarnessError, cached, poll, rung, say
+from tests.cluster.harness.host import HarnessError, poll, rung, say
 from tests.cluster.harness.tools import kubectl
-from tests.cluster.own.images import SOURCES, _digest, serve_image
+from tests.cluster.own.images import serve_image
+from tests.cluster.speedrun import Speedrun
 from tests.cluster.streams import ASK, streaming
 from tests.pod_security import mutants, pod_templates
 
@@ -222,32 +222,6 @@ def tag(own: Cluster, cluster: Access) -> str:
     return built.tag.partition(":")[2]
 
 
-def _train(folder: Path) -> None:
-    """Run the smoke speedrun up to its chat model and keep what serving needs."""
-    home = folder / "home"
-    command = [
-        Path(sys.executable).with_name("nanochat"),
-        "speedrun",
-        "--preset",
-        "smoke",
-        "--until",
-        "chat_sft",
-    ]
-    env = os.environ | {"NANOCHAT_HOME": str(home), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280, check=False)
-    if done.returncode:
-        raise HarnessError(f"the smoke run ended with {done.returncode}: {done.stderr[-2000:]}")
-    (home / "models").rename(folder / "models")
-    shutil.rmtree(home)
-
-
-@pytest.fixture(scope="module")
-def model() -> Path:
-    """The folder `models` of a smoke run, trained once per content of the sources."""
-    with rung("smoke model"):
-        return cached("smoke-model", _digest(SOURCES), _train) / "models"
-
-
 @dataclass(frozen=True)
 class Place:
     """A namespace with a volume that holds a model, and the release that serves it."""
@@ -308,12 +282,12 @@ class Place:
 
 
 @pytest.fixture
-def place(own: Cluster, cluster: Access, tag: str, model: Path) -> Iterator[Place]:
+def place(own: Cluster, cluster: Access, tag: str, speedrun: Speedrun) -> Iterator[Place]:
     with cluster.namespace("chart") as namespace:
         volume = cluster.volume(namespace, "nanochat-data")
         assert volume.path is not None
-        shutil.copytree(model, volume.path / "models")
-        found = sorted(path.name for path in (model / "smoke").iterdir())
+        shutil.copytree(speedrun.models, volume.path / "models")
+        found = sorted(path.name for path in (speedrun.models / "smoke").iterdir())
         models = [f"smoke/{name}" for name in sorted(found, key=lambda name: not name.startswith("chat"))]
         place = Place(Release(cluster, namespace), {"tag": tag}, models)
         yield place

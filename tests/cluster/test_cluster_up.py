@@ -271,7 +271,8 @@ def test_a_pod_outlives_every_component(own: Cluster, cluster: Access, namespace
 
 
 def test_memory(own: Cluster, cluster: Access) -> None:
-    poll("the pods of other tests to go", lambda: not own.items("pods", "-A"), timeout=120)
+    running = ("pods", "-A", "--field-selector", "status.phase=Running")
+    poll("the pods of other tests to go", lambda: not own.items(*running), timeout=120)
     used = own.pss()
     say("PSS in MB: " + ", ".join(f"{name} {size / 1e6:.0f}" for name, size in used.items()))
     figure("memory of the whole cluster idle, sum of PSS", used["total"] / 1e9, "GB")
