@@ -91,19 +91,28 @@ def own(control_plane: Access) -> Cluster:
 
 
 @pytest.fixture(scope="session")
-def training_operator(control_plane: Access) -> None:
+def operators(request: pytest.FixtureRequest, control_plane: Access) -> None:
+    """Those operators run that any test of this session asks for: they start side by side."""
+    asked = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
+    names = {"training_operator": "training-operator", "kuberay": "kuberay", "trainer": "trainer"}
+    if isinstance(control_plane, Cluster):
+        control_plane.start_operator(*(names[name] for name in names if name in asked))
+
+
+@pytest.fixture(scope="session")
+def training_operator(control_plane: Access, operators: None) -> None:
     """The training operator reconciles PyTorchJobs, and its webhook judges them."""
     control_plane.start_operator("training-operator")
 
 
 @pytest.fixture(scope="session")
-def kuberay(control_plane: Access) -> None:
+def kuberay(control_plane: Access, operators: None) -> None:
     """The KubeRay operator reconciles RayServices."""
     control_plane.start_operator("kuberay")
 
 
 @pytest.fixture(scope="session")
-def trainer(control_plane: Access) -> None:
+def trainer(control_plane: Access, operators: None) -> None:
     """Trainer v2 reconciles TrainJobs into JobSets, and JobSet's controller those into Jobs."""
     control_plane.start_operator("trainer")
 

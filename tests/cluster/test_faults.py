@@ -7,7 +7,7 @@ import re
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from tests.cluster.harness.access import Access
 from tests.cluster.harness.cluster import Cluster
 from tests.cluster.harness.figures import figure
 from tests.cluster.harness.images import BASE_TAG
+
+LOOKING = ("status", "logs", "explain", "resume")
 
 
 @pytest.fixture
@@ -45,6 +47,12 @@ def refused(
         wait_until("what was made to be gone", lambda: user.left() == [], 10)
 
 
+def all_refused(user: User, commands: Iterable[Sequence[str | Path]], **expected: Any) -> None:
+    """Run commands side by side, each of which must be refused like the others."""
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda command: refused(user, *command, **expected), commands))
+
+
 def test_no_cluster_answers(user: User, tmp_path: Path) -> None:
     user.kubeconfig = tmp_path / "config"
     values = {
@@ -59,9 +67,8 @@ def test_no_cluster_answers(user: User, tmp_path: Path) -> None:
         "hint": "it comes from context",
     }
     spec = user.spec()
-    with ThreadPoolExecutor(3) as pool:  # each tries for three seconds
-        commands = (["status"], ["submit", "--spec", spec], ["cancel", "--run", "x"])
-        list(pool.map(lambda command: refused(user, *command, **expected), commands))  # type: ignore[arg-type]
+    # Each tries for three seconds.
+    all_refused(user, (["status"], ["submit", "--spec", spec], ["cancel", "--run", "x"]), **expected)
 
 
 def test_no_cluster_is_configured(user: User, tmp_path: Path) -> None:
@@ -108,16 +115,8 @@ def test_the_namespace_does_not_exist(user: User) -> None:
 
 
 def test_looking_into_a_namespace_that_does_not_exist(user: User) -> None:
-    for command in ("status", "logs", "explain", "resume"):
-        refused(
-            user,
-            command,
-            "-n",
-            "nowhere",
-            code=64,
-            error="namespace `nowhere` does not exist",
-            hint="choose another",
-        )
+    expected = {"code": 64, "error": "namespace `nowhere` does not exist", "hint": "choose another"}
+    all_refused(user, [(command, "-n", "nowhere") for command in LOOKING], **expected)
 
 
 def test_an_account_without_rights(user: User) -> None:
@@ -129,8 +128,8 @@ def test_an_account_without_rights(user: User) -> None:
     nobody.kubeconfig = user.access.account_kubeconfig(user.namespace, "nobody")
     who = f"system:serviceaccount:{user.namespace}:nobody"
     expected = {"code": 77, "error": f"user `{who}` may not list pytorchjobs", "hint": "bind the role"}
-    for command in (["submit", "--spec", spec], ["status", "-n", user.namespace], ["cancel", "--run", "kt"]):
-        refused(nobody, *command, **expected)  # type: ignore[arg-type]
+    status = ["status", "-n", user.namespace]
+    all_refused(nobody, (["submit", "--spec", spec], status, ["cancel", "--run", "kt"]), **expected)
     assert user.left() == []
 
 
@@ -230,19 +229,10 @@ def test_names_and_accounts_that_do_not_exist(user: User) -> None:
 
 
 def test_a_run_that_is_not_there(user: User) -> None:
-    for command in ("status", "logs", "explain", "resume"):
-        refused(user, command, "-n", user.namespace, code=64, error="has no run", hint="start one with")
-        refused(
-            user,
-            command,
-            "-n",
-            user.namespace,
-            "--run",
-            "x",
-            code=64,
-            error="no job|has no job",
-            hint=".*nanochat submit",
-        )
+    here = [(command, "-n", user.namespace) for command in LOOKING]
+    all_refused(user, here, code=64, error="has no run", hint="start one with")
+    named = [(*command, "--run", "x") for command in here]
+    all_refused(user, named, code=64, error="no job|has no job", hint=".*nanochat submit")
 
 
 # With a node: real containers

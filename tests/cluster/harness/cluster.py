@@ -206,12 +206,13 @@ class Cluster(Access):
         names = [name.partition("/")[2] for name in self.apply("\n---\n".join(crds))]
         poll(f"{', '.join(names)} to be served", lambda: self.serves(*names), timeout=30)
 
-    def start_operator(self, name: str) -> None:
-        """Run an operator of `OPERATORS` and those it needs, its CRDs, accounts and webhook installed."""
-        starting = [one for one in operators.with_needs(name) if one.name not in self.sandbox.processes]
+    def start_operator(self, *names: str) -> None:
+        """Run operators of `OPERATORS` and those they need, their CRDs, accounts and webhooks installed."""
+        wanted = {one.name: one for name in names for one in operators.with_needs(name)}
+        starting = [one for name, one in wanted.items() if name not in self.sandbox.processes]
         if not starting:
             return
-        with rung(f"operator {' and '.join(one.name for one in starting)}"):
+        with rung(f"operators {', '.join(one.name for one in starting)}"):
             own = [crd for one in starting if (crd := operators.own_crd(one))]
             self._install_crds([*self._missing_crds(*(crd for one in starting for crd in one.crds)), *own])
             self.apply([value for one in starting for value in operators.objects(one, self.slot.node_ip)])

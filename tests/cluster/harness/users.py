@@ -51,9 +51,9 @@ class UsersCluster(Access):
             if not any(name.startswith(f"{plural}.") for name in present):
                 pytest.skip(f"the cluster of NANOCHAT_TEST_KUBECONFIG has no CRD `{plural}`")
 
-    def start_operator(self, name: str) -> None:
-        """Skip the test where the operator's kinds are absent."""
-        self.crds(*OPERATORS[name].crds)
+    def start_operator(self, *names: str) -> None:
+        """Skip the test where the operators' kinds are absent."""
+        self.crds(*(crd for name in names for crd in OPERATORS[name].crds))
 
     def scratch(self) -> Path:
         """Return a folder that goes when the tests end."""
