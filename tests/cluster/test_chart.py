@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 
 @pytest.fixture(scope="module")
-def kinds(control_plane: Access) -> None:
+def kinds(control_plane: Access, operators: None) -> None:
     """Every kind that the chart may render is served."""
     control_plane.crds(*CRDS)
     route = "httproutes.gateway.networking.k8s.io"
@@ -327,7 +327,8 @@ def run_notes(place: Place) -> str:
 
 def test_a_deployment_serves_and_an_update_drops_no_stream(place: Place) -> None:
     with rung("chart, deployment: install until ready"):
-        place.release.install(place.values(), "--wait", "--timeout", "120s")
+        notes = place.release.install(place.values(), "--wait", "--timeout", "120s")
+    say(notes)
     run_helm_test(place)
     assert run_notes(place).endswith("data: [DONE]\n\n")
 

@@ -23,7 +23,8 @@ from nanochat.settings import Home
 from tests.cluster.harness.access import Access
 from tests.cluster.harness.cluster import Cluster
 from tests.cluster.harness.figures import figure
-from tests.cluster.harness.host import ROOT, poll, rung
+from tests.cluster.harness.host import ROOT, poll, rung, say
+from tests.cluster.kfp_container import MARK
 from tests.cluster.kfp_harness import How, Run, install
 from tests.cluster.own.images import submit_image, train_image
 
@@ -117,6 +118,14 @@ def started(place: Place, run: Run) -> Step:
     return step
 
 
+def signal_training(place: Place, name: str) -> None:
+    """Send a signal to all processes of base training but the first of each container."""
+    for pod in place.pods("smoke"):
+        container = pod["spec"]["containers"][0]["name"]
+        kill = ("--", "sh", "-c", f"kill -{name} -1")
+        place.cluster.kubectl("exec", pod["metadata"]["name"], "-n", place.namespace, "-c", container, *kill)
+
+
 def gone(place: Place, run: Run, within: float) -> float:
     """Wait until nothing of base training is left; returns the seconds that took."""
     began = time.monotonic()
@@ -157,8 +166,14 @@ def test_a_step_lost_without_a_signal_is_adopted_by_the_next(place: Place, train
 @pytest.mark.timeout(400, func_only=True)
 def test_a_step_lost_without_a_signal_leaves_nothing_after_the_lease(place: Place, trained: Run) -> None:
     step = started(place, trained)
+    signal_training(place, "STOP")  # or it might end before the lease does
     trained.terminate(step, "lost")
-    figure("0 jobs and pods after a lost submitter", gone(place, trained, LEASE_S))
+    lost = time.monotonic()
+    poll("the job to be deleted", lambda: not place.jobs("smoke"), timeout=LEASE_S, interval=0.2)
+    signal_training(place, "CONT")
+    gone(place, trained, LEASE_S)
+    figure("0 jobs and pods after a lost submitter", time.monotonic() - lost)
+    assert "SIGTERM" in place.events("smoke", "base_train", "stage")[-1]["reason"]
 
 
 @pytest.mark.timeout(900, func_only=True)
@@ -169,6 +184,9 @@ def test_a_run_that_was_stopped_so_often_ends_with_metrics_model_and_report(
     assert place.checkpoints("smoke"), "the tests before stopped it"
     with rung("smoke run as a pipeline, from base training on"):
         assert run.steps_to_end() == "SUCCEEDED", run.why()
+    for name in run.tasks:
+        told = run.log(name).splitlines()
+        say("\n".join(f"{name}: {line}" for line in told if " | " not in line and MARK not in line))
     assert run.states[-2:] == ["RUNNING", "SUCCEEDED"]
     steps = [event["step"] for event in place.events("smoke", "base_train", "step")]
     assert max(steps) == 600
@@ -195,6 +213,7 @@ def test_a_run_that_was_stopped_so_often_ends_with_metrics_model_and_report(
     assert run.content("report", "report") == (report / "report.md").read_bytes()
     assert run.content("report", "page") == (report / "report.html").read_bytes()
     assert b"| Knows who it is " in run.content("chat-eval", "scores")
+    say(run.content("chat-eval", "scores").decode())
 
     with rung("jobs after the Workflow is deleted"):
         name = run.workflow["metadata"]["name"]

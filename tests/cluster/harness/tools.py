@@ -66,4 +66,6 @@ def tool_env(kubeconfig: Path, home: Path) -> dict[str, str]:
     private = {"HOME": home, "HELM_CACHE_HOME": home / "helm", "HELM_CONFIG_HOME": home / "helm"}
     private["HELM_DATA_HOME"] = home / "helm"
     keep = {name: os.environ[name] for name in ("PATH", "SSL_CERT_FILE") if name in os.environ}
+    # They live for a tenth of a second, a third of it collecting what their start left in memory.
+    keep |= {"GOGC": "off", "GOMEMLIMIT": "512MiB"}
     return {**keep, **{name: str(path) for name, path in private.items()}, "KUBECONFIG": str(kubeconfig)}
