@@ -36,7 +36,7 @@ def rows() -> list[Row]:
     """Run every test of `tests/cluster` and return a row for each figure."""
     with tempfile.TemporaryDirectory(prefix="figures-") as folder:
         path = Path(folder) / "figures.jsonl"
-        command = [sys.executable, "-m", "pytest", "-q", "-m", "cluster", "tests/cluster"]
+        command = [sys.executable, "-m", "pytest", "-m", "cluster", "tests/cluster"]
         subprocess.run(command, cwd=ROOT, env=os.environ | {FIGURES: str(path)}, check=True)
         return made_rows(read_figures(path))
 

@@ -1,7 +1,8 @@
-"""`make rehearsal`: the tiny speedrun on real text, every stage a PyTorchJob, as a user would start it.
+"""`make rehearsal`: what is too slow for every day.
 
-Not collected with the other tests: half an hour, as the test image has no compiler and trains without
-torch.compile. The text is prepared beforehand, because nothing leaves the test cluster.
+The tiny speedrun on real text, every stage a PyTorchJob, as a user would start it: half an hour, as the test
+image has no compiler and trains without torch.compile. The text is prepared beforehand, because nothing
+leaves the test cluster. And Ray's autoscaler.
 """
 
 from __future__ import annotations
@@ -17,13 +18,18 @@ import yaml
 from nanochat.run.stage import STAGES
 from tests.cluster.harness.figures import figure
 from tests.cluster.harness.host import rung, say
-from tests.cluster.speedrun import NANOCHAT, Place, spec
+from tests.cluster.speedrun import NANOCHAT, spec
+from tests.cluster.speedrun import Place as TrainingPlace
+from tests.cluster.streams import streaming
+from tests.cluster.test_chart import Place, place, ray_ready, tag
+
+__all__ = ["place", "tag"]
 
 UID = 10001
 
 
 @pytest.mark.timeout(5400, func_only=True)
-def test_the_tiny_speedrun_on_real_text(training: Place, training_operator: None) -> None:
+def test_the_tiny_speedrun_on_real_text(training: TrainingPlace, training_operator: None) -> None:
     with rung("real text onto the volume"):
         subprocess.run(
             [NANOCHAT, "data", "prepare", "--preset", "tiny"],
@@ -50,3 +56,23 @@ def test_the_tiny_speedrun_on_real_text(training: Place, training_operator: None
             say(f"  {json.dumps(record.metrics)[:300]}")
     report = training.home.run("tiny") / "report" / "report.md"
     say(report.read_text(encoding="utf-8"))
+
+
+@pytest.mark.timeout(600, func_only=True)
+def test_rays_autoscaler_adds_a_worker_under_load(place: Place, kuberay: None) -> None:
+    scaling = {"enabled": True, "maxReplicas": 2, "targetRequests": 1}
+    place.release.install(place.values(mode="rayservice", autoscaling=scaling))
+    ray_ready(place)
+    (head,) = place.cluster.items("pods", "-n", place.namespace, "-l", "ray.io/node-type=head")
+    assert len(head["spec"]["containers"]) == 2
+    assert all(status["ready"] for status in head["status"]["containerStatuses"])
+    assert len(place.pods()) == 1
+    url = place.url("chat-nanochat-serve-svc")
+    with rung("chart, rayservice: a second worker under load"), streaming(url, clients=6) as tally:
+
+        def two_ready() -> bool:
+            statuses = [s for pod in place.pods() for s in pod["status"].get("containerStatuses", ())]
+            return len(statuses) == 2 and all(status["ready"] for status in statuses)
+
+        place.poll("a second worker", two_ready, timeout=200)
+    assert tally.broken == []

@@ -440,23 +440,3 @@ def test_ray_serves_swaps_its_model_and_an_update_drops_no_stream(place: Place, 
     say(f"{tally.finished} streams finished, {len(tally.broken)} broken, {len(tally.refused)} refused")
     assert (tally.broken, tally.refused) == ([], [])
     assert served() == place.models[0]
-
-
-@pytest.mark.timeout(600, func_only=True)
-def test_rays_autoscaler_adds_a_worker_under_load(place: Place, kuberay: None) -> None:
-    scaling = {"enabled": True, "maxReplicas": 2, "targetRequests": 1}
-    place.release.install(place.values(mode="rayservice", autoscaling=scaling))
-    ray_ready(place)
-    (head,) = place.cluster.items("pods", "-n", place.namespace, "-l", "ray.io/node-type=head")
-    assert len(head["spec"]["containers"]) == 2
-    assert all(status["ready"] for status in head["status"]["containerStatuses"])
-    assert len(place.pods()) == 1
-    url = place.url("chat-nanochat-serve-svc")
-    with rung("chart, rayservice: a second worker under load"), streaming(url, clients=6) as tally:
-
-        def two_ready() -> bool:
-            statuses = [s for pod in place.pods() for s in pod["status"].get("containerStatuses", ())]
-            return len(statuses) == 2 and all(status["ready"] for status in statuses)
-
-        place.poll("a second worker", two_ready, timeout=200)
-    assert tally.broken == []

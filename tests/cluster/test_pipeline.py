@@ -31,6 +31,7 @@ from tests.cluster.own.images import submit_image, train_image
 FILE = ROOT / "manifests" / "pipelines" / "speedrun.yaml"
 CLAIM = "nanochat-data"
 TRAIN = "base-train"
+STEPS = 240
 LEASE_S = 90.0
 """After a submitter is lost nothing of its job may be left for longer."""
 
@@ -96,7 +97,7 @@ def place(own: Cluster, cluster: Access, training_operator: None) -> Iterator[Pl
 @pytest.fixture(scope="module")
 def trained(place: Place) -> Run:
     """A run whose tokens are ready: what is terminated is its base training, long enough for that."""
-    run = place.run("smoke", steps=600, allow_epochs=True, checkpoint_every=10)
+    run = place.run("smoke", steps=STEPS, checkpoint_every=10)
     with rung("pipeline up to the tokens"):
         assert run.steps_to_end(last="tokenize") == "RUNNING", run.why()
     return run
@@ -153,12 +154,14 @@ def test_a_terminated_run_leaves_nothing_and_goes_on_when_it_is_retried(
 def test_a_step_lost_without_a_signal_is_adopted_by_the_next(place: Place, trained: Run) -> None:
     step = started(place, trained)
     (before,) = place.jobs("smoke")
+    signal_training(place, "STOP")  # or it might end before there is anything to adopt
     assert trained.terminate(step, "lost") == "FAILED"
     again = trained.start_next()
     assert again is not None
     trained.wait_pod(TRAIN, lambda pod: "adopting job" in trained.log_or_empty(TRAIN), 60)
     (after,) = place.jobs("smoke")
     assert after["metadata"]["uid"] == before["metadata"]["uid"]
+    signal_training(place, "CONT")
     trained.terminate(again, "kill-command")
     gone(place, trained, LEASE_S)
 
@@ -189,9 +192,9 @@ def test_a_run_that_was_stopped_so_often_ends_with_metrics_model_and_report(
         say("\n".join(f"{name}: {line}" for line in told if " | " not in line and MARK not in line))
     assert run.states[-2:] == ["RUNNING", "SUCCEEDED"]
     steps = [event["step"] for event in place.events("smoke", "base_train", "step")]
-    assert max(steps) == 600
+    assert max(steps) == STEPS
     assert place.events("smoke", "base_train", "restart")
-    assert run.artifacts[TRAIN, "metrics"]["metadata"]["steps"] == 600
+    assert run.artifacts[TRAIN, "metrics"]["metadata"]["steps"] == STEPS
     assert run.artifacts[TRAIN, "metrics"]["metadata"]["attempts"] > 1
     for stage in STAGES:
         step = stage.name.replace("_", "-")
