@@ -242,7 +242,7 @@ class Place:
     def values(self, **values: Any) -> dict[str, Any]:
         """Return values for this cluster: small pods that have little time to stop."""
         small: dict[str, Any] = {"image": self.image, "model": {"run": "smoke"}, "resources": SMALL}
-        small["server"] = {"maxRunning": 1, "graceSeconds": 20, "lameDuckSeconds": 4}
+        small["server"] = {"maxRunning": 1, "graceSeconds": 10, "lameDuckSeconds": 4}
         small["ray"] = {"drainSeconds": 2, "head": {"resources": SMALL}}
         return small | {"shmSize": "256Mi"} | values
 

@@ -270,17 +270,6 @@ def test_a_pod_outlives_every_component(own: Cluster, cluster: Access, namespace
     assert (after["containerID"], after["restartCount"]) == (before["containerID"], 0)
 
 
-def test_memory(own: Cluster, cluster: Access) -> None:
-    running = ("pods", "-A", "--field-selector", "status.phase=Running")
-    poll("the pods of other tests to go", lambda: not own.items(*running), timeout=120)
-    used = own.pss()
-    say("PSS in MB: " + ", ".join(f"{name} {size / 1e6:.0f}" for name, size in used.items()))
-    figure("memory of the whole cluster idle, sum of PSS", used["total"] / 1e9, "GB")
-    components = {"etcd", "apiserver", "controller-manager", "scheduler", "kubelet", "containerd", "proxy"}
-    assert components <= used.keys()
-    assert used["total"] == sum(size for name, size in used.items() if name != "total")
-
-
 # The end
 
 CHILD = """
@@ -371,3 +360,14 @@ def test_a_crash_leaves_nothing(own: Cluster, cluster: Access, sent: signal.Sign
     assert marks["prefix"] not in routes
     assert own.kubectl("get", "--raw", "/readyz").stdout == "ok"
     assert cache_root() in Path(marks["work"]).parents
+
+
+def test_memory(own: Cluster, cluster: Access) -> None:
+    running = ("pods", "-A", "--field-selector", "status.phase=Running")
+    poll("the pods of other tests to go", lambda: not own.items(*running), timeout=120)
+    used = own.pss()
+    say("PSS in MB: " + ", ".join(f"{name} {size / 1e6:.0f}" for name, size in used.items()))
+    figure("memory of the whole cluster idle, sum of PSS", used["total"] / 1e9, "GB")
+    components = {"etcd", "apiserver", "controller-manager", "scheduler", "kubelet", "containerd", "proxy"}
+    assert components <= used.keys()
+    assert used["total"] == sum(size for name, size in used.items() if name != "total")
