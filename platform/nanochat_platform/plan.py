@@ -157,9 +157,9 @@ def make_plan(
         raise _does_not_fit(preset, hardware, ranks=ranks, half=half, limit=limit)
     tokens = preset.base_steps * preset.total_batch_tokens
     shards, epochs, warnings = _data(spec, tokens, data)
-    if nodes > 1:
-        warnings.append(f"no figures of {nodes} nodes are published; the time supposes {nodes} times one's")
     speed = _speed(spec, preset, hardware, measure)
+    if nodes > 1 and speed.mfu is not None:
+        warnings.append(f"no figures of {nodes} nodes are published; the time supposes {nodes} times one's")
     stages = tuple(_stages(preset, hardware, speed, ranks=ranks, nodes=nodes, shards=shards))
     usd = _total([stage.usd for stage in stages])
     warnings += _within(budget_usd, usd)

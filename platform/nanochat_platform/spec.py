@@ -23,7 +23,17 @@ HOME = PurePosixPath("/data")
 _DNS_LABEL = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 _DNS_NAME = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
 _QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
-_IMAGE = r"^[a-z0-9]([a-zA-Z0-9._:/-]*[a-zA-Z0-9])?(@sha256:[0-9a-f]{64})?$"
+_IMAGE = r"^[a-z0-9]([a-z0-9._:/-]*[a-z0-9])?(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@sha256:[0-9a-f]{64})?$"
+_FORMS = {
+    _DNS_LABEL: ("name", "lower-case letters, digits and `-`, at most 63"),
+    _DNS_NAME: ("name", "lower-case letters, digits, `-` and `.`"),
+    _QUANTITY: ("quantity", "e.g. `500m`, `4`, `16Gi`"),
+    _IMAGE: (
+        "image reference",
+        "e.g. `registry.example.com/team/train:0.1.0`, or `...@sha256:` and its 64 hex digits",
+    ),
+}
+"""What a pattern stands for, and what fits it."""
 _LABEL_KEY = re.compile(r"([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -298,6 +308,8 @@ def _refuse(
     if first["type"] == "extra_forbidden":
         known = _model_at(model, loc[:-1]).model_fields
         hint = did_you_mean(loc[-1], known)
+        if len(loc) == 1 and (place := FLAGS.get(field)):
+            hint = f"write it in `{place[0]}`: `{place[0]}: {{{field}: ...}}`"
         raise ConfigError(f"{what}: unknown field `{field}`", hint=hint) from None
     if first["type"] == "missing":
         option = f"`--{loc[-1].replace('_', '-')}`"
@@ -305,10 +317,11 @@ def _refuse(
             f"{what}: `{field}` is not given", hint=f"add `{field}:`, or give {option}"
         ) from None
     reason = first["msg"].replace("Input should", "it should")
-    value = first["input"]
-    if loc in options:
-        raise ConfigError(f"--{loc[-1].replace('_', '-')} is {value!r}: {reason}") from None
-    raise ConfigError(f"{what}: `{field}` is {value!r}: {reason}", hint=_choices(value, first)) from None
+    fix = _choices(first["input"], first)
+    if form := _FORMS.get(first.get("ctx", {}).get("pattern", "")):
+        reason, fix = f"it is no {form[0]}", form[1]
+    name = f"--{loc[-1].replace('_', '-')}" if loc in options else f"{what}: `{field}`"
+    raise ConfigError(f"{name} is {first['input']!r}: {reason}", hint=fix) from None
 
 
 def _choices(value: Any, error: Mapping[str, Any]) -> str | None:

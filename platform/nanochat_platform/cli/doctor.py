@@ -14,6 +14,7 @@ from nanochat_platform.cli import options as o
 
 if TYPE_CHECKING:
     from nanochat_platform.kube.doctor import Question
+    from nanochat_platform.spec import RunSpec
 
 Spec = Annotated[Path | None, typer.Option("--spec", metavar="FILE", help="Look with this run in mind.")]
 Image = Annotated[str | None, typer.Option("--image", metavar="REF", help="The train image.")]
@@ -32,12 +33,14 @@ def doctor(
     as_json: o.Json = False,
 ) -> None:
     """Look a cluster over: API, operators, rights, volume, nodes, image, pipelines; each with its fix."""
+    from nanochat_platform.cli.submit import read_spec
     from nanochat_platform.kube import doctor as checks
     from nanochat_platform.kube.doctor_kfp import check_pipelines
     from nanochat_platform.kube.probe import probe as probes
 
-    question, where = _question(spec, image)
-    client = c.connect(kubeconfig, context, namespace or where)
+    asked = None if spec is None else read_spec(spec, {"namespace": namespace}, kubeconfig, context)
+    question = _question(asked, image)
+    client = c.connect(kubeconfig, context, namespace if asked is None else asked.namespace)
     looks: Iterator[checks.Finding] = checks.examine(client, question, [*checks.CHECKS, check_pipelines])
     findings = []
     for finding in chain(looks, probes(client, question) if probe else ()):
@@ -57,19 +60,15 @@ def _json(finding: Any) -> dict[str, str]:
     return {name: getattr(finding, name) for name in ("check", "state", "text", "fix")}
 
 
-def _question(path: Path | None, image: str | None) -> tuple[Question, str | None]:
+def _question(spec: RunSpec | None, image: str | None) -> Question:
     from nanochat_platform.kube.doctor import Question
 
-    if path is None:
-        return Question(image=image), None
-    from nanochat_platform.spec import RunSpec
-
-    spec = RunSpec.load(path)
-    asked = Question(
+    if spec is None:
+        return Question(image=image)
+    return Question(
         image=image or spec.image,
         claim=spec.volume.claim,
         nodes=spec.nodes,
         kind=spec.kind,
         gpus=spec.hardware != "cpu",
     )
-    return asked, spec.namespace

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nanochat_platform.cli import connect as c
 from nanochat_platform.cli import options as o
 
 if TYPE_CHECKING:
@@ -48,14 +49,20 @@ def plan(
     nproc: o.Nproc = None,
     allow_epochs: o.AllowEpochs = None,
     measure: Measure = True,
+    namespace: c.Namespace = None,
+    kubeconfig: c.Kubeconfig = None,
+    context: c.Context = None,
     as_json: o.Json = False,
 ) -> None:
     """Print what a run needs, takes and costs before it is started: model, memory, shards, time, money."""
     given = dict(locals())
     for name in ("spec", "hardware", "measure", "as_json"):
         given.pop(name)
+    for name in ("namespace", "kubeconfig", "context"):
+        given.pop(name)
     if spec is not None:
-        _on_a_cluster(spec, given, as_json=as_json)
+        flags = given | {"namespace": namespace}
+        _on_a_cluster(spec, flags, kubeconfig, context, as_json=as_json)
         return
 
     from nanochat import settings
@@ -78,13 +85,15 @@ def plan(
         print(describe(found), flush=True)
 
 
-def _on_a_cluster(path: Path, flags: dict[str, object], *, as_json: bool) -> None:
+def _on_a_cluster(
+    path: Path, flags: dict[str, object], kubeconfig: Path | None, context: str | None, *, as_json: bool
+) -> None:
     """Print the plan of a cluster's spec, with options over it."""
+    from nanochat_platform.cli.submit import read_spec
     from nanochat_platform.kube.planned import plan_cluster
     from nanochat_platform.plan import describe
-    from nanochat_platform.spec import RunSpec
 
-    found = plan_cluster(RunSpec.load(path, flags))
+    found = plan_cluster(read_spec(path, flags, kubeconfig, context))
     if as_json:
         o.print_json(found.model_dump(mode="json"))
     else:

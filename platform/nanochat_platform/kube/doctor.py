@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from nanochat.errors import ForbiddenError, NanochatError, UnavailableError
 from nanochat_platform.kube.client import Client
-from nanochat_platform.kube.names import CLAIM, KINDS
+from nanochat_platform.kube.names import CLAIM, KINDS, apply_command
 from nanochat_platform.kube.resources import (
     ACCESS_REVIEWS,
     CLAIMS,
@@ -121,7 +121,7 @@ def check_namespace(client: Client, question: Question) -> Iterator[Finding]:
             "namespace",
             "error",
             f"namespace `{client.namespace}` does not exist",
-            "`kubectl apply -k manifests/base`, or choose another --namespace",
+            f"create it (`kubectl create namespace {client.namespace}`), or choose another --namespace",
         )
         return
     level = meta(found, "labels", {}).get("pod-security.kubernetes.io/enforce", "privileged")
@@ -225,7 +225,7 @@ def _classes(client: Client, question: Question) -> Iterator[Finding]:
         classes = []
     default = next((name_of(c) for c in classes if annotation_of(c, _DEFAULT_CLASS) == "true"), None)
     named = ", ".join(f"`{name_of(c)}` ({c.get('provisioner')})" for c in classes) or "none visible"
-    fix = "`kubectl apply -k manifests/base`, or give `volume.size` in the spec"
+    fix = f"{apply_command(client.namespace)}, or give `volume.size` in the spec"
     if default is None:
         fix += " together with `volume.storage_class`, for no class is the default"
     yield Finding("volume", "error", f"{text}; storage classes: {named}", fix)

@@ -28,6 +28,8 @@ HOME = "/data"
 """Where the volume is mounted: NANOCHAT_HOME."""
 USER_HOME = "/home/nanochat"
 CLAIM = "nanochat-data"
+NAMESPACE, PIPELINES = "nanochat", "kubeflow"
+"""Where the manifests put things: their base, and its overlay for Kubeflow Pipelines."""
 TRAIN_ACCOUNT, SUBMIT_ACCOUNT, SERVE_ACCOUNT = "nanochat-train", "nanochat-submit", "nanochat-serve"
 FIELD_MANAGER = "nanochat"
 
@@ -217,3 +219,11 @@ KINDS: dict[str, Kind] = {
 def kind_of(resource: str) -> Kind:
     """Return the kind whose `plural.group` this is; KeyError for another."""
     return {kind.resource: kind for kind in KINDS.values()}[resource]
+
+
+def apply_command(namespace: str | None) -> str:
+    """Return how the manifests make what is missing in a namespace, as a hint."""
+    if namespace == PIPELINES:
+        return "`kubectl apply -k manifests/overlays/kfp`"
+    other = "" if namespace == NAMESPACE else f" with `--namespace {NAMESPACE}`"
+    return f"`kubectl apply -k manifests/overlays/cpu` (or h100-8x, kueue){other}"

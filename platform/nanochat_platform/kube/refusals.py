@@ -16,6 +16,7 @@ from nanochat.errors import (
     RunLockedError,
     UnavailableError,
 )
+from nanochat_platform.kube.names import apply_command
 from nanochat_platform.kube.resources import NAMESPACES, Resource
 from nanochat_platform.kube.transport import Answer
 
@@ -111,12 +112,12 @@ def refusal(message: str, *, what: str, namespace: str | None, forbidden: bool) 
     ):
         return ConfigError(
             f"cannot {what}: {_first_line(message)}",
-            hint="create the service accounts: `kubectl apply -k manifests/base`",
+            hint=f"create the service accounts: {apply_command(namespace)}",
         )
     if "PriorityClass" in message:
         return ConfigError(
             f"cannot {what}: {_first_line(message)}",
-            hint="create it (`kubectl apply -k manifests/base`) or leave `priority_class` out of the spec",
+            hint=f"create it ({apply_command(namespace)}) or leave `priority_class` out of the spec",
         )
     if found := _WEBHOOK.search(message):
         return ConfigError(
@@ -156,7 +157,7 @@ def _not_found(
     if kind == "namespaces" or 'namespaces "' in message:
         return ConfigError(
             f"cannot {what}: namespace `{namespace}` does not exist",
-            hint=f"create it (`kubectl apply -k manifests/base`, or `kubectl create namespace {namespace}`), "
+            hint=f"create it: `kubectl create namespace {namespace}`, then {apply_command(namespace)}, "
             "or pass --namespace",
         )
     if status.get("reason") != "NotFound" or not kind:

@@ -14,8 +14,9 @@ from pydantic import Field
 from nanochat.run.config import Frozen, parse
 from nanochat_platform.kube.names import CLAIM
 
-TRAIN_IMAGE = "nanochat/train:0.1.0"
-SUBMIT_IMAGE = "nanochat/submit:0.1.0"
+TRAIN_IMAGE = "localhost/nanochat/train:0.1.0"
+SUBMIT_IMAGE = "localhost/nanochat/submit:0.1.0"
+"""Never pulled from somebody else's registry: the parameters `image` and `submit_image` name your own."""
 SMALL_PRESETS = ("smoke", "tiny")
 """Presets that a processor trains; the others need GPUs."""
 

@@ -12,7 +12,7 @@ from nanochat.errors import ConfigError, ForbiddenError, QuotaError
 from nanochat_platform.hardware import quantity
 from nanochat_platform.kube.client import Client
 from nanochat_platform.kube.jobs import JobDescription
-from nanochat_platform.kube.names import KINDS, QUEUE
+from nanochat_platform.kube.names import KINDS, QUEUE, apply_command
 from nanochat_platform.kube.pods import pod_template
 from nanochat_platform.kube.render import claim as claim_object
 from nanochat_platform.kube.resources import CLAIMS, NODES, PODS, QUOTAS, Object, meta, name_of
@@ -68,7 +68,7 @@ def check_claim(spec: RunSpec, claim: Object | None) -> None:
         if claim_object(spec) is None:
             raise ConfigError(
                 f"volume claim `{name}` does not exist in {where}",
-                hint="create it (`kubectl apply -k manifests/base`), give `volume.size` to have it made, "
+                hint=f"create it: {apply_command(spec.namespace)}, give `volume.size` to have it made, "
                 "or name another with `volume.claim`",
             )
         return
