@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from .host import HarnessError, cached, run, say
+from .host import HarnessError, cached, need_space, run, say
 
 GO = Path(__file__).resolve().parents[1] / "go"
 GO_VERSION = (1, 26)
@@ -79,6 +79,7 @@ def _stamps() -> str:
 
 def _build(program: Program, folder: Path) -> None:
     go = _go()
+    need_space(6)
     flags = f"-s -w {_stamps()}" if program is KUBE else "-s -w"
     command = [go, "build", "-v", "-trimpath", "-ldflags", flags, "-o", f"{folder}/", *program.packages]
     say(f"building {program.name} with {go} (about five minutes for Kubernetes when Go's own cache is empty)")

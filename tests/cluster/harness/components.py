@@ -225,8 +225,8 @@ SystemdCgroup = false
             "imageGCHighThresholdPercent": 100,
             "evictionHard": {
                 "memory.available": "200Mi",
-                "nodefs.available": "1%",
-                "imagefs.available": "1%",
+                "nodefs.available": "200Mi",
+                "imagefs.available": "200Mi",
             },
             "serializeImagePulls": False,
             "registryPullQPS": 0,

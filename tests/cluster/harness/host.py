@@ -164,6 +164,17 @@ def _prune(name: str) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def need_space(gigabytes: float) -> None:
+    """Raise a `HarnessError` unless so many free gigabytes are left where the cache is."""
+    cache_root().mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(cache_root()).free / 1e9
+    if free < gigabytes:
+        raise HarnessError(
+            f"{free:.1f} GB are free where `{cache_root()}` is, and {gigabytes:g} are needed: "
+            "make room, or set XDG_CACHE_HOME to a folder that has it"
+        )
+
+
 def need_root() -> None:
     """Raise a `HarnessError` unless namespaces can be made here."""
     if sys.platform != "linux" or os.geteuid() != 0:

@@ -18,7 +18,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from . import build
-from .host import ROOT, HarnessError, cache_root, cached, locked, need_packages, need_root, run, say
+from .host import (
+    ROOT,
+    HarnessError,
+    cache_root,
+    cached,
+    locked,
+    need_packages,
+    need_root,
+    need_space,
+    run,
+    say,
+)
 from .oci import Image, open_image, repack, unpacked_size, write_image
 
 BASE_TAG = "localhost/nanochat/base:bookworm"
@@ -152,6 +163,7 @@ def build_image(
     def make(folder: Path) -> None:
         need_root()
         need_packages()
+        need_space(8)
         started = time.monotonic()
         say(f"building image {tag} from {dockerfile.name}")
         with tempfile.TemporaryDirectory(dir=folder, prefix="buildah-") as scratch:
