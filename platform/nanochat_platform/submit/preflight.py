@@ -68,7 +68,7 @@ def check_claim(spec: RunSpec, claim: Object | None) -> None:
         if claim_object(spec) is None:
             raise ConfigError(
                 f"volume claim `{name}` does not exist in {where}",
-                hint=f"create it: {apply_command(spec.namespace)}, give `volume.size` to have it made, "
+                hint=f"create it ({apply_command(spec.namespace)}), give `volume.size` to have it made, "
                 "or name another with `volume.claim`",
             )
         return

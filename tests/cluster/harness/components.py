@@ -127,7 +127,12 @@ class Components:
             service_account_signing_key_file=accounts.key,
             profiling="false",
         )
-        return Component("apiserver", (self._program("kube-apiserver"), *args), f"{self.server}/readyz")
+        return Component(
+            "apiserver",
+            (self._program("kube-apiserver"), *args),
+            f"{self.server}/readyz",
+            {"GOMEMLIMIT": "500MiB"},
+        )
 
     def _controllers(self, accounts: Pair) -> Component:
         args = flags(
