@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from nanochat_platform.kube.client import Client
 
+from tests.cluster.client_side import User
 from tests.cluster.harness import host
 from tests.cluster.harness.access import Access
 from tests.cluster.harness.cluster import Cluster
@@ -128,3 +130,20 @@ def namespace(control_plane: Access) -> Iterator[str]:
     """A namespace of this test alone, Pod Security `restricted`."""
     with control_plane.namespace() as name:
         yield name
+
+
+@pytest.fixture
+def user(control_plane: Access, namespace: str, tmp_path: Path) -> Iterator[User]:
+    """A user in the namespace of this test, with a volume claim."""
+    found = User(control_plane, namespace, tmp_path)
+    found.claim()
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def client(user: User) -> Iterator[Client]:
+    """Our own client as that user."""
+    found = Client.load(user.access.kubeconfig, namespace=user.namespace)
+    yield found
+    found.close()

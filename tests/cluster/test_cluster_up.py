@@ -169,7 +169,8 @@ def test_kuberay_makes_a_head_pod(control_plane: Access, kuberay: None, namespac
     }
     control_plane.create(ray, namespace=namespace)
     selector = "ray.io/cluster=serve,ray.io/node-type=head"
-    poll("the head pod", labelled(control_plane, namespace, selector, 1), timeout=30)
+    (head_pod,) = poll("the head pod", labelled(control_plane, namespace, selector, 1), timeout=30)
+    assert head_pod.startswith("serve-head")
 
 
 def test_objects_outlive_the_api_server(own: Cluster, namespace: str) -> None:

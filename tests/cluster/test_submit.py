@@ -7,7 +7,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,28 +29,12 @@ from tests.cluster.client_side import User
 from tests.cluster.cut_files import Fork
 from tests.cluster.cutting import Cutter, When
 from tests.cluster.hands import RECORD, Hands, done, ended, failed, running, stage_config, wait_until
-from tests.cluster.harness.access import Access
 from tests.cluster.harness.cluster import Cluster
 from tests.cluster.harness.figures import figure
 from tests.cluster.harness.host import say
 
 STAGES = ["data", "tok_train", "tok_eval"]
 JOBS = ["kt-data-1", "kt-tok-eval-1", "kt-tok-train-1"]
-
-
-@pytest.fixture
-def user(control_plane: Access, namespace: str, tmp_path: Path) -> Iterator[User]:
-    found = User(control_plane, namespace, tmp_path)
-    found.claim()
-    yield found
-    found.close()
-
-
-@pytest.fixture
-def client(user: User) -> Iterator[Client]:
-    found = Client.load(user.access.kubeconfig, namespace=user.namespace)
-    yield found
-    found.close()
 
 
 def hands(user: User, play: Any) -> Hands:

@@ -9,6 +9,7 @@ import contextlib
 import json
 import secrets
 import subprocess
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,7 @@ def documents(source: Source) -> str:
     return "\n---\n".join(json.dumps(dict(document)) for document in several)
 
 
-class Access:
+class Access(ABC):
     """What every cluster can do. Subclasses say where it is and what else it can."""
 
     own = False
@@ -158,13 +159,13 @@ class Access:
         """
         return set(names) <= set(self.kubectl("api-resources", "-o", "name").stdout.split())
 
+    @abstractmethod
     def crds(self, *plurals: str) -> None:
         """See to it that the API serves these kinds, or skip the test."""
-        raise NotImplementedError
 
+    @abstractmethod
     def start_operator(self, *names: str) -> None:
         """See to it that operators of `operators.OPERATORS` run, or skip the test."""
-        raise NotImplementedError
 
     def account_kubeconfig(self, namespace: str, account: str) -> Path:
         """Write a kubeconfig with a fresh token of a service account; its rights are the account's alone."""
@@ -179,10 +180,11 @@ class Access:
         path = self.scratch() / f"{namespace}-{account}.kubeconfig"
         return write_kubeconfig(path, cluster, {"token": token})
 
+    @abstractmethod
     def scratch(self) -> Path:
         """Return a folder for files of this cluster's tests."""
-        raise NotImplementedError
 
+    @abstractmethod
     def volume(
         self,
         namespace: str | None = None,
@@ -192,7 +194,6 @@ class Access:
         modes: Sequence[str] = ("ReadWriteMany",),
     ) -> Volume:
         """Provide a volume; with `claim` also the claim of that name in `namespace`, bound to it."""
-        raise NotImplementedError
 
     def import_image(self, image: Image) -> None:
         """Load an image into the node, unless it is there already."""
