@@ -30,3 +30,10 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
         if not any(known in reason for known in KNOWN_SKIPS):
             report.outcome = "failed"
             report.longrepr = f"skipped in CI for a reason that is not on the list: {reason}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [report for group in terminalreporter.stats.values() for report in group]
+    times = [report.duration for report in reports if "rung_a" in getattr(report, "keywords", ())]
+    if times:
+        terminalreporter.write_line(f"rung (a): what is rendered, against its schemas: {sum(times):.1f} s")

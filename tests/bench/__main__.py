@@ -1,9 +1,9 @@
-"""Measure every bar: `python -m tests.bench [SECTION ...]`; default: all that do not need a fresh clone.
+"""Measure every bar: `python -m tests.bench [SECTION ...]`; default: all but the long ones.
 
 Writes `results.json` (rows of other sections stay as they were) and `RESULTS.md` from it. Sections:
-cli; bpe, train, engine, serve: peers in one run; bpb, arithmetic: from the models of a finished run;
-cluster: the ladder on a real Kubernetes; clean, clean-test, clean-cluster: `make speedrun`, `make test` and
-`make test-cluster` in a fresh clone with empty caches (an hour).
+cli; bpe, train, engine, serve: peers in one run; bpb, arithmetic: from the models of a finished run.
+Only when named: cluster: the ladder on a real Kubernetes; rehearsal: `tiny` on real text, trained there;
+clean, clean-check: `make speedrun` and the whole check in a fresh clone with empty caches (an hour).
 """
 
 from __future__ import annotations
@@ -73,10 +73,10 @@ def _clean(run: str) -> list[Row]:
     return clean.speedrun_rows()
 
 
-def _clean_test(run: str) -> list[Row]:
+def _clean_check(run: str) -> list[Row]:
     from tests.bench import clean
 
-    return clean.suite_rows()
+    return clean.check_rows()
 
 
 def _cluster(run: str) -> list[Row]:
@@ -85,10 +85,10 @@ def _cluster(run: str) -> list[Row]:
     return bench_cluster.rows()
 
 
-def _clean_cluster(run: str) -> list[Row]:
+def _rehearsal(run: str) -> list[Row]:
     from tests.bench import bench_cluster
 
-    return bench_cluster.cold_rows()
+    return bench_cluster.rehearsal_rows()
 
 
 SECTIONS: dict[str, Callable[[str], list[Row]]] = {
@@ -100,10 +100,12 @@ SECTIONS: dict[str, Callable[[str], list[Row]]] = {
     "bpb": _bpb,
     "arithmetic": _arithmetic,
     "clean": _clean,
-    "clean-test": _clean_test,
+    "clean-check": _clean_check,
     "cluster": _cluster,
-    "clean-cluster": _clean_cluster,
+    "rehearsal": _rehearsal,
 }
+LONG = ("clean", "clean-check", "cluster", "rehearsal")
+"""Sections that run only when they are named."""
 
 
 def merge(section: str, rows: list[Row]) -> None:
@@ -147,7 +149,7 @@ def main() -> int:
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
     parser.add_argument("--run", default="tiny", help="the finished run that bpb and arithmetic read")
     arguments = parser.parse_args()
-    chosen = arguments.sections or [name for name in SECTIONS if not name.startswith("cl") or name == "cli"]
+    chosen = arguments.sections or [name for name in SECTIONS if name not in LONG]
     if unknown := set(chosen) - set(SECTIONS):
         parser.error(f"unknown section {sorted(unknown)[0]}; one of: {', '.join(SECTIONS)}")
     missed = 0

@@ -6,18 +6,19 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.bench.clean import ROOT, fresh_clone, timed
+from tests.bench.bpb import BOUNDS
+from tests.bench.clean import ROOT
 from tests.bench.row import Row
 from tests.cluster.harness.figures import FIGURES, read_figures
 
-COMMAND = "python -m tests.bench cluster"
-
 Pick = Callable[[Sequence[float]], float]
-BARS: tuple[tuple[str, str, float, Pick], ...] = (
+Bar = tuple[str, str, float, Pick]
+"""Figure, unit, bound, and which of several measurements counts; lower is better for all."""
+
+LADDER: tuple[Bar, ...] = (
     ("node Ready after the kubelet's start", "s", 10, max),
     ("rung (b): control plane, in all", "min", 2, max),
     ("rungs (b), (c), (d): in all", "min", 12, max),
@@ -29,24 +30,31 @@ BARS: tuple[tuple[str, str, float, Pick], ...] = (
     ("cancel: pods of the smoke run gone", "s", 10, max),
     ("0 jobs and pods after a lost submitter", "s", 90, max),
 )
-"""Figure, unit, bound, and which of several measurements counts; lower is better for all."""
+REHEARSAL: tuple[Bar, ...] = (
+    *(
+        (f"tiny as PyTorchJobs: bits per byte, {name}", "bits per byte", must, max)
+        for name, (must, _) in BOUNDS.items()
+    ),
+    ("tiny as PyTorchJobs: platform overhead of a stage", "s", 15, max),
+)
 
 
 def rows() -> list[Row]:
     """Run every test of `tests/cluster` and return a row for each figure."""
+    return _measured("python -m tests.bench cluster", "tests/cluster", LADDER)
+
+
+def rehearsal_rows() -> list[Row]:
+    """Train `tiny` on real text as PyTorchJobs, and return what its models are worth."""
+    return _measured("python -m tests.bench rehearsal", "tests/cluster/rehearsal.py", REHEARSAL)
+
+
+def _measured(command: str, tests: str, bars: Sequence[Bar]) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="figures-") as folder:
         path = Path(folder) / "figures.jsonl"
-        command = [sys.executable, "-m", "pytest", "-m", "cluster", "tests/cluster"]
-        subprocess.run(command, cwd=ROOT, env=os.environ | {FIGURES: str(path)}, check=True)
-        return made_rows(read_figures(path))
-
-
-def made_rows(figures: dict[str, list[float]]) -> list[Row]:
-    """Return the rows of figures that were measured.
-
-    Raises:
-        KeyError: the ladder did not measure one.
-    """
+        pytest = [sys.executable, "-m", "pytest", "-m", "cluster", tests]
+        subprocess.run(pytest, cwd=ROOT, env=os.environ | {FIGURES: str(path)}, check=True)
+        figures = read_figures(path)
     return [
         Row(
             name=name,
@@ -54,29 +62,8 @@ def made_rows(figures: dict[str, list[float]]) -> list[Row]:
             unit=unit,
             bound=bound,
             better="lower",
-            command=COMMAND,
+            command=command,
             notes=f"of {len(figures[name])}" if len(figures[name]) > 1 else "",
         )
-        for name, unit, bound, pick in BARS
-    ]
-
-
-def cold_rows() -> list[Row]:
-    """Time `make test-cluster` in a fresh clone with empty caches: Kubernetes, images and all."""
-    fresh, clone, env = fresh_clone()
-    log = fresh / "cluster.log"
-    set_up = time.monotonic()
-    timed(["make", "setup"], clone, env, fresh / "setup.log")
-    set_up = time.monotonic() - set_up
-    wall = timed(["make", "test-cluster"], clone, env, log)
-    return [
-        Row(
-            name="make test-cluster, everything cold",
-            figure=round(wall / 60, 1),
-            unit="min",
-            bound=35,
-            better="lower",
-            command="python -m tests.bench clean-cluster",
-            notes=f"beside {set_up:.0f} s of set-up",
-        )
+        for name, unit, bound, pick in bars
     ]

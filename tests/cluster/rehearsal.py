@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from nanochat.run.stage import STAGES
+from tests.bench import bpb
 from tests.cluster.harness.figures import figure
 from tests.cluster.harness.host import rung, say
 from tests.cluster.speedrun import NANOCHAT, spec
@@ -46,16 +47,20 @@ def test_the_tiny_speedrun_on_real_text(training: TrainingPlace, training_operat
     began = time.monotonic()
     with rung("tiny speedrun as PyTorchJobs"):
         result = json.loads(training.run("submit", "--spec", str(path), "--json", timeout=5000))
-    figure("rehearsal: the tiny speedrun as PyTorchJobs", (time.monotonic() - began) / 60, "min")
+    figure("tiny as PyTorchJobs: in all", (time.monotonic() - began) / 60, "min")
     assert [stage["stage"] for stage in result["stages"]] == [stage.name for stage in STAGES]
     for stage in result["stages"]:
         record = training.record("tiny", stage["stage"])
         assert stage["record"] == record.hash
-        say(f"stage {stage['stage']}: {stage['wall_s']:.1f} s, of it {record.wall_s:.1f} s of work")
+        say(f"stage {stage['stage']}: {stage['wall_s']:.1f} s, of it {stage['work_s']:.1f} s of work")
+        figure("tiny as PyTorchJobs: platform overhead of a stage", stage["wall_s"] - stage["work_s"])
         if stage["stage"].endswith(("_train", "_sft")):
             say(f"  {json.dumps(record.metrics)[:300]}")
     report = training.home.run("tiny") / "report" / "report.md"
     say(report.read_text(encoding="utf-8"))
+    model = bpb.base_model(training.home.root, "tiny")
+    for scored in bpb.measure(model, training.home.root / "datasets" / "packages-cpu" / "heldout"):
+        figure(f"tiny as PyTorchJobs: bits per byte, {scored.source}", scored.bits_per_byte, "bits per byte")
 
 
 @pytest.mark.timeout(600, func_only=True)

@@ -28,6 +28,8 @@ from tests.charts.helm import (
 from tests.pod_security import pod_templates, violations
 from tests.schemas import load_all, needs_crds, validate, validate_custom
 
+pytestmark = pytest.mark.rung_a
+
 RAY = {"mode": "rayservice"}
 KEY = "8ed3f6ad685b959ead7022518e1af76cd816f8e8ec7ccdda1ed4018e8f2223f8"
 

@@ -13,6 +13,8 @@ import pytest
 from tests.charts.docs import README, SCHEMA, comments, defaults, readme, schema_text
 from tests.charts.helm import HelmError, all_options, schema, template, value_sets
 
+pytestmark = pytest.mark.rung_a
+
 VALIDATOR = jsonschema.Draft202012Validator(schema())
 
 # Maps whose keys are the user's own words: any key that is well formed is right.

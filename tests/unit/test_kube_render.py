@@ -18,6 +18,8 @@ from tests.kube_cases import ALL, CASES, LEAST, OWNER, SPECS, rendered, spec
 from tests.pod_security import get, pod_templates
 from tests.schemas import load_all, needs_crds, validate
 
+pytestmark = pytest.mark.rung_a
+
 GOLDEN = Path(__file__).parents[1] / "golden" / "kube"
 GOLDENS = {f"{kind}-{name}": (name, kind) for kind in KINDS for name in ("least", "all")}
 

@@ -6,7 +6,7 @@ from tests.kube_cases import rendered
 from tests.pod_security import put
 from tests.schemas import load_all, needs_crds, validate
 
-pytestmark = needs_crds
+pytestmark = [needs_crds, pytest.mark.rung_a]
 MASTER = "spec.pytorchReplicaSpecs.Master"
 POD = f"{MASTER}.template.spec"
 

@@ -7,6 +7,8 @@ import pytest
 from tests.kube_cases import CASES, rendered
 from tests.pod_security import CONTROLS, containers, get, mutants, pod_templates, violations
 
+pytestmark = pytest.mark.rung_a
+
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_pod_is_admitted(case):

@@ -45,7 +45,7 @@ def build():
     return build
 
 
-pytestmark = pytest.mark.timeout(360)  # the first build downloads kubectl
+pytestmark = [pytest.mark.rung_a, pytest.mark.timeout(360)]  # the first build downloads kubectl
 
 
 @needs_crds

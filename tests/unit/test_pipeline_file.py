@@ -19,6 +19,8 @@ from nanochat_platform.spec import RunSpec
 
 from nanochat.run.stage import STAGES
 
+pytestmark = pytest.mark.rung_a
+
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "manifests" / "pipelines" / "speedrun.yaml"
 NAMES = [stage.name for stage in STAGES]

@@ -16,6 +16,8 @@ import yaml
 from tests.charts import modules
 from tests.charts.helm import one, schema, template
 
+pytestmark = pytest.mark.rung_a
+
 ROOT = Path(__file__).resolve().parents[2]
 PROFILES = ("local", "ray", "gpu")
 
