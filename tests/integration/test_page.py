@@ -101,6 +101,25 @@ def test_an_answer_streams_in_word_by_word(open_page):
     expect(chat.page.locator("#welcome")).to_be_hidden()
 
 
+def test_a_question_that_waits_for_the_model_can_be_stopped(open_page):
+    chat = open_page()
+    held = []
+    chat.page.route("**/v1/models", lambda route: held.append(route))
+    chat.page.reload()
+    chat.ask("first")
+    expect(chat.page.locator("#log")).to_have_attribute("aria-busy", "true")
+    chat.page.get_by_role("button", name="Stop").click()
+    for route in held:
+        route.continue_()
+    chat.page.unroute("**/v1/models")
+    chat.ask("second")
+    expect(chat.answers().nth(1)).to_be_visible()
+    chat.settled()
+    expect(chat.page.locator(".turn")).to_have_count(4)
+    expect(chat.answers().first.locator(".meta")).to_contain_text("Stopped")
+    expect(chat.answers().last).to_contain_text("You said: second")
+
+
 def test_a_suggestion_asks_and_shows_the_calculator(open_page):
     chat = open_page()
     chat.page.get_by_role("button", name="What is 127 + 358?").click()
