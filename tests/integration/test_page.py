@@ -117,7 +117,7 @@ def test_a_question_that_waits_for_the_model_can_be_stopped(open_page):
     chat.settled()
     expect(chat.page.locator(".turn")).to_have_count(4)
     expect(chat.answers().first.locator(".meta")).to_contain_text("Stopped")
-    expect(chat.answers().last).to_contain_text("You said: second")
+    expect(chat.answers().last).to_contain_text("second")
 
 
 def test_a_suggestion_asks_and_shows_the_calculator(open_page):
