@@ -12,7 +12,7 @@ from nanochat_platform.kube.jobs import describe
 from nanochat_platform.kube.names import KINDS, app_labels, labels
 from nanochat_platform.kube.pods import pod_template
 from nanochat_platform.kube.render import training_runtime
-from nanochat_platform.spec import RunSpec, Volume
+from nanochat_platform.spec import FLAGS, RunSpec, Volume
 
 from tests.cluster.harness.tools import kubectl
 from tests.kube_cases import LEAST, SPECS, rendered, spec
@@ -61,7 +61,7 @@ def test_every_overlay_is_strict(build, folder):
 def test_everything_with_a_namespace_is_in_one(build, folder):
     cluster_wide = {"Namespace", "PriorityClass", "ResourceFlavor", "ClusterQueue"}
     found = build(folder).values()
-    wanted = "kubeflow" if folder.name == "kfp" else "nanochat"
+    wanted = "kubeflow" if folder.name.startswith("kfp") else "nanochat"
     assert {d["metadata"]["namespace"] for d in found if d["kind"] not in cluster_wide} == {wanted}
     subjects = [s for d in found if d["kind"] == "RoleBinding" for s in d["subjects"]]
     assert {subject["namespace"] for subject in subjects} == {wanted}
@@ -74,6 +74,23 @@ def test_the_names_are_those_that_the_platform_uses(build):
     assert ("PersistentVolumeClaim", Volume().claim) in found
     assert Volume().claim == names.CLAIM
     assert ("LocalQueue", "nanochat") in build(ROOT / "overlays" / "kueue")
+
+
+@pytest.mark.parametrize("overlay", ["cpu", "kfp-cpu"])
+def test_one_machine_gets_a_volume_that_it_can_have(build, overlay):
+    claim = build(ROOT / "overlays" / overlay)["PersistentVolumeClaim", "nanochat-data"]["spec"]
+    assert claim["accessModes"] == ["ReadWriteOnce"]
+    assert claim["resources"]["requests"]["storage"] == "20Gi"
+
+
+def test_the_example_of_a_spec_has_every_key():
+    example = ROOT / "run.yaml"
+    values = yaml.safe_load(example.read_text(encoding="utf-8"))
+    nested = ("overrides", "volume", "resources")
+    keys = {(key,) for key in values if key not in nested}
+    keys |= {(key, inner) for key in nested for inner in values[key]}
+    assert keys == set(FLAGS.values())
+    assert RunSpec.load(example).nodes == 2
 
 
 def test_the_namespace_enforces_the_restricted_standard(build):
