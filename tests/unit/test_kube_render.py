@@ -335,3 +335,18 @@ def test_golden_files_are_the_ones_that_are_compared():
 if __name__ == "__main__":
     for golden_name in GOLDENS:
         (GOLDEN / f"{golden_name}.yaml").write_text(golden_text(golden_name), encoding="utf-8")
+
+
+def test_a_pod_with_gpus_may_run_on_nodes_that_are_kept_for_them():
+    taint = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+
+    def tolerated(values, stage="base_train"):
+        found = pod_template(describe(RunSpec.model_validate(values), stage, 1), KINDS["job"])["spec"]
+        return found.get("tolerations", [])
+
+    gpus = SPECS["1xh100"]
+    spot = {"key": "spot", "operator": "Exists"}
+    assert tolerated(gpus) == [taint]
+    assert tolerated(gpus | {"tolerations": [spot]}) == [taint, spot]
+    assert tolerated(gpus | {"tolerations": [{"operator": "Exists"}]}) == [{"operator": "Exists"}]
+    assert tolerated(gpus, "tok_train") == tolerated(LEAST) == []

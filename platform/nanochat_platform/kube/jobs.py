@@ -133,12 +133,19 @@ def describe(
         grace_s=spec.grace_s,
         queue=spec.queue,
         priority_class=spec.priority_class,
-        tolerations=spec.tolerations,
+        tolerations=_tolerations(spec, node, gpus),
         node_selector=_selector(spec, node, gpus),
         image_pull_secrets=spec.image_pull_secrets,
         lease=lease,
         owner=owner,
     )
+
+
+def _tolerations(spec: RunSpec, node: Node, gpus: int) -> tuple[Toleration, ...]:
+    """Return the spec's, and for a pod with GPUs the one of the taint that keeps others off their nodes."""
+    if not gpus or any(toleration.key in (None, node.gpu_resource) for toleration in spec.tolerations):
+        return spec.tolerations
+    return (Toleration(key=node.gpu_resource, operator="Exists", effect="NoSchedule"), *spec.tolerations)
 
 
 def _shape(spec: RunSpec, kind: StageClass) -> tuple[int, int, int]:
