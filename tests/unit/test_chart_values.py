@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
 import jsonschema
 import pytest
+import yaml
 
-from tests.charts.docs import README, SCHEMA, comments, defaults, readme, schema_text
-from tests.charts.helm import HelmError, all_options, schema, template, value_sets
+from tests.charts.docs import README, SCHEMA, at, comments, defaults, readme, schema_text
+from tests.charts.helm import CHART, HelmError, all_options, one, schema, template, template_text, value_sets
 
 pytestmark = pytest.mark.rung_a
 
@@ -20,6 +23,8 @@ VALIDATOR = jsonschema.Draft202012Validator(schema())
 # Maps whose keys are the user's own words: any key that is well formed is right.
 MAPS = {"labels", "annotations", "podLabels", "podAnnotations", "nodeSelector", "matchLabels"}
 MAPS |= {"requests", "limits", "volumeAttributes"}
+
+GPU_REQUEST = {"requests": {"nvidia.com/gpu": 1}}
 
 Path = tuple[str | int, ...]
 
@@ -181,6 +186,52 @@ def test_values_that_cannot_work_are_refused(values):
     assert refusals(values)
 
 
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"autoscaling": {"enabled": True, "minReplicas": 5}}, "minReplicas is 5, autoscaling.maxReplicas 4"),
+        (
+            {"mode": "rayservice", "autoscaling": {"enabled": True, "minReplicas": 3, "maxReplicas": 2}},
+            "minReplicas is 3, autoscaling.maxReplicas 2",
+        ),
+        ({"updateStrategy": {"maxSurge": 0}}, "maxSurge and updateStrategy.maxUnavailable are both 0"),
+        ({"updateStrategy": {"maxSurge": "0%", "maxUnavailable": "00%"}}, "are both 0"),
+        ({"ingress": {"enabled": True, "hosts": []}}, "ingress.hosts is empty"),
+        ({"resources": GPU_REQUEST}, "resources.requests has nvidia.com/gpu: 1, resources.limits has none"),
+        ({"mode": "rayservice", "resources": GPU_REQUEST}, "resources.requests has nvidia.com/gpu: 1"),
+        (
+            {"mode": "rayservice", "ray": {"head": {"resources": GPU_REQUEST}}},
+            "ray.head.resources.requests has nvidia.com/gpu: 1",
+        ),
+        ({"sidecars": [{"name": "a", "resources": GPU_REQUEST}]}, "a: resources.requests has nvidia.com/gpu"),
+        ({"initContainers": [{"name": "a", "resources": GPU_REQUEST}]}, "a: resources.requests has nvidia"),
+        ({"resources": {"requests": {"hugepages-2Mi": "4Mi"}}}, "resources.requests has hugepages-2Mi: 4Mi"),
+    ],
+    ids=lambda case: json.dumps(case)[:60],
+)
+def test_values_that_kubernetes_would_refuse_together_are_refused_by_the_templates(values, says):
+    assert not refusals(values)
+    with pytest.raises(HelmError, match=re.escape(says)):
+        template(values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"autoscaling": {"minReplicas": 5}},
+        {"autoscaling": {"enabled": True, "minReplicas": 4}},
+        {"updateStrategy": {"type": "Recreate", "maxSurge": 0}},
+        {"mode": "rayservice", "updateStrategy": {"maxSurge": 0}},
+        {"updateStrategy": {"maxSurge": 0, "maxUnavailable": "10%"}},
+        {"ingress": {"hosts": []}},
+        {"resources": {**GPU_REQUEST, "limits": {"nvidia.com/gpu": 1}}},
+    ],
+    ids=lambda values: json.dumps(values)[:60],
+)
+def test_their_neighbours_are_taken(values):
+    assert template(values)
+
+
 def test_no_values_make_a_pod_less_than_restricted():
     words = json.dumps(schema())
     for loose in (
@@ -204,6 +255,46 @@ def test_every_value_is_documented_once_and_the_readme_and_schema_say_the_same()
     assert not missing
     assert README.read_text() == readme(), "run `python -m tests.charts`"
     assert SCHEMA.read_text() == schema_text(), "run `python -m tests.charts`"
+
+
+def changed(value: Any) -> Any:
+    """Return another value that the schema takes, for an integer or the strategy."""
+    return value + 1 if isinstance(value, int) else "Recreate"
+
+
+@pytest.mark.parametrize("enabled", [False, True], ids=["replicas", "autoscaled"])
+def test_what_is_said_to_be_for_deployments_only_changes_nothing_of_ray(enabled):
+    plain: dict[str, Any] = {"mode": "rayservice", "autoscaling": {"enabled": enabled}}
+    values = copy.deepcopy(plain)
+    for path, text in comments().items():
+        if "`mode: deployment` only" in text:
+            holder = values
+            *folders, name = path.split(".")
+            for folder in folders:
+                holder = holder.setdefault(folder, {})
+            holder[name] = changed(at(defaults(), path))
+    assert len(values) > len(plain)
+    assert template_text(values) == template_text(plain)
+
+
+def test_the_readmes_installs_render_and_its_gpu_values_are_skaffolds():
+    commands = [
+        shlex.split(line) for line in README.read_text().splitlines() if line.startswith("helm install ")
+    ]
+    gpus = []
+    for words in commands:
+        values: dict[str, Any] = {}
+        if "-f" in words:
+            values = yaml.safe_load((CHART.parents[1] / words[words.index("-f") + 1]).read_text())
+        for pair in words[words.index("--set") + 1].split(","):
+            path, _, value = pair.partition("=")
+            section, name = path.split(".")
+            values.setdefault(section, {})[name] = value
+        (container,) = one(template(values), "Deployment")["spec"]["template"]["spec"]["containers"]
+        gpus.append(container["resources"]["limits"].get("nvidia.com/gpu", 0))
+    assert gpus == [0, 1]
+    (shown,) = re.findall(r"```yaml\n(.*?)```", README.read_text(), re.DOTALL)
+    assert yaml.safe_load(shown) == yaml.safe_load((CHART / "skaffold" / "gpu.yaml").read_text())
 
 
 def test_every_property_has_a_default():

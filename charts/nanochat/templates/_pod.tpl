@@ -124,8 +124,21 @@ volumes:
   mountPath: /dev/shm
 {{- end -}}
 
+{{/* Refuses what Kubernetes takes only with a limit, GPUs above all. Input: [field, resources]. */}}
+{{- define "nanochat.checkResources" -}}
+{{- $field := index . 0 -}}
+{{- $resources := default dict (index . 1) -}}
+{{- range $name, $quantity := $resources.requests -}}
+{{- $limited := or (hasPrefix "hugepages-" $name) (and (contains "/" $name) (not (contains "kubernetes.io/" $name))) -}}
+{{- if and $limited (not (hasKey (default dict $resources.limits) $name)) -}}
+{{- fail (printf "%s.requests has %s: %v, %s.limits has none: move it to limits" $field $name $quantity $field) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{/* The parts of a serving container that both modes share. */}}
 {{- define "nanochat.servingContainer" -}}
+{{- include "nanochat.checkResources" (list "resources" .Values.resources) -}}
 image: {{ include "nanochat.image" . }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 terminationMessagePolicy: FallbackToLogsOnError
@@ -179,6 +192,9 @@ volumeMounts:
   "imagePullPolicy" $root.Values.image.pullPolicy
   "securityContext" (include "nanochat.containerSecurity" $root | fromYaml) -}}
 {{- $containers := list -}}
-{{- range index . 1 -}}{{- $containers = append $containers (merge (deepCopy .) $defaults) -}}{{- end -}}
+{{- range index . 1 -}}
+{{- include "nanochat.checkResources" (list (printf "%s: resources" .name) .resources) -}}
+{{- $containers = append $containers (merge (deepCopy .) $defaults) -}}
+{{- end -}}
 {{- toYaml $containers -}}
 {{- end -}}
