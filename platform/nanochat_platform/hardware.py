@@ -205,6 +205,8 @@ class Node:
     """Of a stage that needs none: data, tokenizer, report. It may run on any node."""
     env: dict[str, str]
     """Of a stage that trains."""
+    rdma_env: dict[str, str]
+    """Added to it where more than one node trains and has those devices."""
     fabric_env: dict[str, str]
     """Added to it where more than one node trains."""
 
@@ -249,9 +251,9 @@ def quantity_text(resource: str, amount: float) -> str:
 # own daemons. NCCL overflows the 64 MiB that /dev/shm has by default.
 _HELPER = Share(cpu=8, memory_gib=32, shm_gib=1)
 _NCCL = {"NCCL_DEBUG": "WARN"}
-# Only Mellanox adapters carry the traffic, and the pod's own interface carries the bootstrap.
-_FABRIC = {"NCCL_IB_HCA": "mlx5", "NCCL_SOCKET_IFNAME": "eth0"}
 _RDMA = "rdma/rdma_shared_device_a"
+_RDMA_ENV = {"NCCL_IB_HCA": "mlx5"}  # only Mellanox adapters carry the traffic
+_FABRIC = {"NCCL_SOCKET_IFNAME": "eth0"}  # the pod's own interface carries the bootstrap, and TCP
 
 NODES: dict[str, Node] = {
     "h100": Node(
@@ -261,6 +263,7 @@ NODES: dict[str, Node] = {
         per_gpu=Share(cpu=10, memory_gib=64, shm_gib=8),
         without_gpu=_HELPER,
         env=_NCCL,
+        rdma_env=_RDMA_ENV,
         fabric_env=_FABRIC,
     ),
     "a100": Node(
@@ -270,6 +273,7 @@ NODES: dict[str, Node] = {
         per_gpu=Share(cpu=10, memory_gib=64, shm_gib=8),
         without_gpu=_HELPER,
         env=_NCCL,
+        rdma_env=_RDMA_ENV,
         fabric_env=_FABRIC,
     ),
     "cpu": Node(
@@ -279,6 +283,7 @@ NODES: dict[str, Node] = {
         per_gpu=Share(cpu=1, memory_gib=4, shm_gib=0.25),
         without_gpu=Share(cpu=1, memory_gib=4, shm_gib=0.25),
         env={},
+        rdma_env={},
         fabric_env={},
     ),
 }

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, NoReturn, Self, get_args
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from nanochat import shape
 from nanochat.errors import ConfigError, did_you_mean
@@ -39,9 +40,29 @@ _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _OURS = ("NANOCHAT_", "PET_", "MASTER_", "KUBERNETES_")
 
+
+def _cpus(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise _no_quantity()
+    return str(value) if isinstance(value, int | float) else value
+
+
+def _amount(value: Any) -> Any:
+    if isinstance(value, float):
+        raise _no_quantity()
+    return _cpus(value)
+
+
+def _no_quantity() -> PydanticCustomError:
+    return PydanticCustomError("quantity", "it is no quantity", {"pattern": _QUANTITY})
+
+
 DnsLabel = Annotated[str, Field(pattern=_DNS_LABEL)]
 DnsName = Annotated[str, Field(pattern=_DNS_NAME)]
-Quantity = Annotated[str, Field(pattern=_QUANTITY)]
+Image = Annotated[str, Field(pattern=_IMAGE)]
+Quantity = Annotated[str, BeforeValidator(_amount), Field(pattern=_QUANTITY)]
+"""An integer of YAML's counts as its text."""
+Cpus = Annotated[str, BeforeValidator(_cpus), Field(pattern=_QUANTITY)]
 Profile = Literal["8xh100", "8xa100", "1xh100", "cpu"]
 JobKind = Literal["pytorchjob", "trainjob", "job"]
 
@@ -90,7 +111,7 @@ class Resources(Frozen):
     A pod that evaluates on one GPU gets one GPU's part of it.
     """
 
-    cpu: Quantity | None = None
+    cpu: Cpus | None = None
     memory: Quantity | None = None
     """Request and limit."""
     shm: Quantity | None = None
@@ -120,7 +141,7 @@ class RunSpec(Frozen):
     overrides: Overrides = Overrides()
     stages: tuple[str, ...] | None = None
     """Names of stages; all of them without it."""
-    image: Annotated[str, Field(pattern=_IMAGE)]
+    image: Image
     """The `train` image, best by digest: a tag can change under a run."""
     namespace: DnsLabel
     volume: Volume = Volume()
@@ -298,6 +319,18 @@ def parse_spec(model: type[RunSpec], values: dict[str, Any], *, what: str, flags
         _refuse(model, error, what=what, options={FLAGS[name] for name in flags})
 
 
+def parse_options(model: type[BaseModel], values: Mapping[str, Any]) -> Any:
+    """Return `model(**values)`, where each value is that of the option with the field's name.
+
+    Raises:
+        ConfigError: names the first wrong option, its value and what fits it.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        _refuse(model, error, what="options", options={(name,) for name in values})
+
+
 def _refuse(
     model: type[BaseModel], error: ValidationError, *, what: str, options: set[tuple[str, ...]]
 ) -> NoReturn:
@@ -316,8 +349,10 @@ def _refuse(
         raise ConfigError(
             f"{what}: `{field}` is not given", hint=f"add `{field}:`, or give {option}"
         ) from None
+    if first["input"] is None:
+        raise ConfigError(f"{what}: `{field}` has no value", hint=_filled(model, first)) from None
     reason = first["msg"].replace("Input should", "it should")
-    fix = _choices(first["input"], first)
+    fix = _part_of_a_node(first) or _choices(first["input"], first) or _in_words(first)
     if form := _FORMS.get(first.get("ctx", {}).get("pattern", "")):
         reason, fix = f"it is no {form[0]}", form[1]
     name = f"--{loc[-1].replace('_', '-')}" if loc in options else f"{what}: `{field}`"
@@ -328,6 +363,36 @@ def _choices(value: Any, error: Mapping[str, Any]) -> str | None:
     if error["type"] != "literal_error" or not isinstance(value, str):
         return None
     return did_you_mean(value, re.findall(r"'([^']+)'", error["ctx"]["expected"]))
+
+
+def _part_of_a_node(error: Mapping[str, Any]) -> str | None:
+    match = re.fullmatch(r"([1-7])(x.+)", str(error["input"])) if error["loc"] == ("hardware",) else None
+    if match is None or (whole := f"8{match[2]}") not in get_args(Profile):
+        return None
+    return f"`hardware: {whole}` with `gpus: {match[1]}`"
+
+
+def _filled(model: type[BaseModel], error: Mapping[str, Any]) -> str:
+    name, *inner = error["loc"]
+    if inner or not model.model_fields[name].is_required():
+        return "write one, or remove the line"
+    hint = f"write it after `{name}:`, or give `--{name}`"
+    choices = _choices("", error)
+    return f"{hint}; {choices}" if choices else hint
+
+
+def _in_words(error: Mapping[str, Any]) -> str | None:
+    """Return what to write instead of a value of another type, or out of range."""
+    value, kind, limits = error["input"], error["type"], error.get("ctx", {})
+    if kind == "string_type" and not isinstance(value, dict | list):
+        return "write it in quotes"
+    if kind == "tuple_type" and isinstance(value, str):
+        return f"write a list: `{error['loc'][-1]}: [{value}]`"
+    if kind == "greater_than_equal":
+        return f"give a whole number, {limits['ge']} or more"
+    if kind == "greater_than":
+        return f"give a number above {limits['gt']:g}"
+    return "give a whole number" if kind.startswith("int_") else None
 
 
 def _model_at(model: type[BaseModel], loc: tuple[str, ...]) -> type[BaseModel]:

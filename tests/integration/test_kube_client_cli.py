@@ -263,6 +263,10 @@ def test_doctor_ends_with_what_stands_in_the_way(terminal: Terminal) -> None:
     out, err = terminal("doctor", "--spec", terminal.spec(), code=69)
     assert "api" in out
     assert err.startswith("error: ")
+    assert "stands in the way of a run" in err or "stand in the way of a run" in err
+    assert not [line for line in out.splitlines() if line.split(": ", 1)[-1] in err]
+    _, err = terminal("doctor", "--spec", terminal.spec(), "--json", code=69)
+    assert "; the first: " in err
 
 
 def test_every_kind_names_its_pods() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from nanochat_platform.cli.app import run
 
 SPEC = """
@@ -30,6 +31,24 @@ def test_options_go_over_the_spec(tmp_path, capsys):
     assert run(["plan", "--spec", str(path), "--run", "mine", "--depth", "12", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert (plan["run"], plan["depth"]) == ("mine", 12)
+
+
+def test_the_hardware_of_an_option_goes_over_the_specs(tmp_path, capsys):
+    path = tmp_path / "run.yaml"
+    path.write_text(SPEC.replace("8xh100", "cpu"))
+    assert run(["plan", "--spec", str(path), "--hardware", "8xh100", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["ranks"], plan["quota"]["nvidia.com/gpu"]) == (16, "16")
+    assert run(["plan", "--spec", str(path), "--hardware", "4xh100"]) == 64
+    assert "hint: `hardware: 8xh100` with `gpus: 4`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["plan", "submit", "doctor"])
+def test_a_spec_without_its_option_is_told_of_it(command, capsys):
+    assert run([command, "run.yaml"]) == 64
+    assert "hint: did you mean `--spec run.yaml`?" in capsys.readouterr().err
+    assert run([command, "other"]) == 64
+    assert f"hint: see `nanochat {command} --help`" in capsys.readouterr().err
 
 
 def test_a_misspelt_field_of_a_spec_is_named(tmp_path, capsys):

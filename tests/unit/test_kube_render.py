@@ -299,6 +299,14 @@ def test_the_profile_s_environment_and_selector_can_be_replaced():
     assert "NCCL_IB_HCA" not in describe(spec("8xa100"), "base_train", 1).env
 
 
+def test_only_rdma_devices_are_named_to_nccl():
+    tcp = describe(RunSpec.model_validate(ALL | {"resources": {"rdma": "none"}}), "base_train", 1)
+    assert "NCCL_IB_HCA" not in tcp.env
+    assert tcp.env["NCCL_SOCKET_IFNAME"] == "eth0"
+    own = describe(RunSpec.model_validate(ALL | {"resources": {"rdma": "rdma/ib"}}), "base_train", 1)
+    assert own.env["NCCL_IB_HCA"] == "mlx5"
+
+
 def test_the_local_process_has_the_same_settings(tmp_path):
     job = describe(spec("cpu-2-nodes"), "base_train", 1)
     local = local_command(job, tmp_path)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from nanochat_platform.cli.app import run
 from nanochat_platform.kube.names import HOME, UID
 from nanochat_platform.pipeline import artifacts
 from nanochat_platform.pipeline.compile import compile_pipeline
@@ -17,6 +18,7 @@ from nanochat_platform.pipeline.ir import Pipeline
 from nanochat_platform.pipeline.parameters import Parameters
 from nanochat_platform.spec import RunSpec
 
+from nanochat.errors import ConfigError
 from nanochat.run.stage import STAGES
 
 pytestmark = pytest.mark.rung_a
@@ -195,13 +197,49 @@ def test_the_parameters_make_a_valid_spec(pipeline, given):
 
 def test_images_and_claim_can_be_baked_in(tmp_path):
     file = tmp_path / "p.yaml"
-    compile_pipeline(file, image="r/train@sha256:1", submit_image="r/submit:2", claim="other")
+    image = "r/train@sha256:" + "1" * 64
+    compile_pipeline(file, image=image, submit_image="r/submit:2", claim="other")
     values = Pipeline.load(file).values({})
     assert (values["image"], values["submit_image"], values["claim"]) == (
-        "r/train@sha256:1",
+        image,
         "r/submit:2",
         "other",
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "message", "hint"),
+    [
+        ({"image": "A B"}, "--image is 'A B': it is no image reference", "registry.example.com"),
+        ({"submit_image": ""}, "--submit-image is '': it is no image reference", "registry.example.com"),
+        ({"claim": "My_Claim"}, "--claim is 'My_Claim': it is no name", "lower-case"),
+    ],
+)
+def test_a_default_that_no_run_could_have_is_refused(tmp_path, given, message, hint):
+    with pytest.raises(ConfigError) as caught:
+        compile_pipeline(tmp_path / "p.yaml", **given)
+    assert message == caught.value.message
+    assert hint in caught.value.hint
+    assert not (tmp_path / "p.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("output", "message", "hint"),
+    [
+        ("folder", "`, which is a folder", "folder/speedrun.yaml`"),
+        ("file/x.yaml", "file` is no folder", "in a new one"),
+        ("file/new/x.yaml", "file` is no folder", "in a new one"),
+    ],
+)
+def test_a_path_that_cannot_be_a_file_is_named(tmp_path, capsys, output, message, hint):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("mine")
+    assert run(["pipeline", "compile", "-o", str(tmp_path / output)]) == 64
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: --output is `{tmp_path / output}`")
+    assert message in told
+    assert hint in told
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.parametrize("module", ["cli.app", "pipeline.step", "pipeline.kill", "pipeline.interpret"])

@@ -141,8 +141,9 @@ def test_flags_alone_are_a_spec():
         ({"stages": []}, "stages is empty", "all stages"),
         ({"run": "My Run"}, "run `My Run`", "1 to 63"),
         ({"run": "r" * 64}, "is not a valid name", "1 to 63"),
-        ({"nodes": 0}, "`nodes` is 0", None),
-        ({"deadline_minutes": 0}, "`deadline_minutes` is 0", None),
+        ({"nodes": 0}, "`nodes` is 0", "give a whole number, 1 or more"),
+        ({"nodes": "two"}, "`nodes` is 'two'", "give a whole number"),
+        ({"deadline_minutes": 0}, "`deadline_minutes` is 0", "give a number above 0"),
         ({"budget_usd": -1}, "`budget_usd` is -1", None),
         ({"gpus": 16}, "gpus is 16", "more nodes"),
         ({"nproc": 4}, "nproc is 4", "set gpus"),
@@ -164,7 +165,17 @@ def test_flags_alone_are_a_spec():
         ({"env": {"NANOCHAT_HOME": "/"}}, "env `NANOCHAT_HOME` is set by the platform", "remove it"),
         ({"env": {"WORLD_SIZE": "3"}}, "env `WORLD_SIZE` is set", "remove it"),
         ({"env": {"A-B": "3"}}, "env `A-B` is not a name", None),
-        ({"env": {"A": 3}}, "`env.A` is 3", None),
+        ({"env": {"A": 3}}, "`env.A` is 3", "write it in quotes"),
+        ({"env": {"A": True}}, "`env.A` is True", "write it in quotes"),
+        ({"env": {"A": None}}, "`env.A` has no value", "remove the line"),
+        ({"node_selector": {"a": 1}}, "`node_selector.a` is 1", "write it in quotes"),
+        ({"resources": {"memory": 1.5}}, "`resources.memory` is 1.5: it is no quantity", "`16Gi`"),
+        ({"resources": {"cpu": True}}, "`resources.cpu` is True: it is no quantity", "`500m`"),
+        ({"resources": {"cpu": -1}}, "`resources.cpu` is '-1': it is no quantity", "`500m`"),
+        ({"stages": "base_train"}, "`stages` is 'base_train'", "write a list: `stages: [base_train]`"),
+        ({"hardware": "4xh100"}, "`hardware` is '4xh100'", "`hardware: 8xh100` with `gpus: 4`"),
+        ({"hardware": "1xa100"}, "`hardware` is '1xa100'", "`hardware: 8xa100` with `gpus: 1`"),
+        ({"hardware": "4xl4"}, "`hardware` is '4xl4'", "`"),
         ({"node_selector": {"a b": "x"}}, "node_selector `a b: x` is not a label", None),
         ({"image_pull_secrets": ["Mine"]}, "`image_pull_secrets.0` is 'Mine'", None),
     ],
@@ -177,6 +188,30 @@ def test_a_wrong_value_is_named_with_its_fix(write, changes, message, hint):
     assert caught.value.exit_code == 64
     if hint is not None:
         assert hint in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("image:", "write it after `image:`, or give `--image`"),
+        ("hardware:", "write it after `hardware:`, or give `--hardware`; one of: `1xh100`"),
+        ("kind:", "write one, or remove the line"),
+        ("volume: {claim: }", "write one, or remove the line"),
+    ],
+)
+def test_a_line_without_its_value_is_named(write, line, hint):
+    name = line.split(":")[0]
+    text = yaml.safe_dump({key: value for key, value in LEAST.items() if key != name})
+    with pytest.raises(ConfigError, match=r"`\S+` has no value") as caught:
+        RunSpec.load(write(f"{text}{line}\n"))
+    assert caught.value.hint.startswith(hint)
+
+
+def test_numbers_of_yaml_are_quantities(write):
+    text = yaml.safe_dump(LEAST | {"resources": {"cpu": 8, "memory": 1073741824}, "volume": {"size": 5}})
+    spec = RunSpec.load(write(text))
+    assert (spec.resources.cpu, spec.resources.memory, spec.volume.size) == ("8", "1073741824", "5")
+    assert RunSpec.load(write(text), {"cpu": 0.5}).resources.cpu == "0.5"
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,26 @@ def test_the_kind_of_nodes(nodes: list[Any], count: int, message: str | None) ->
     assert "--wait-for-nodes" in str(caught.value.hint)
 
 
+def without_rdma() -> dict[str, Any]:
+    made = node()
+    del made["status"]["allocatable"]["rdma/rdma_shared_device_a"]
+    return made
+
+
+@pytest.mark.parametrize(
+    ("nodes", "count"), [([without_rdma(), without_rdma()], 0), ([node(), without_rdma()], 1)]
+)
+def test_nodes_that_lack_only_the_rdma_devices(nodes: list[Any], count: int) -> None:
+    with pytest.raises(ConfigError, match="needs 2 nodes with rdma/rdma_shared_device_a 1") as caught:
+        check_nodes(gpu_job(nodes=2), nodes)
+    assert f"and {count} of the 2 nodes" in caught.value.message
+    assert "RDMA device plugin is missing" in str(caught.value.hint)
+    assert "`resources: {rdma: none}`" in str(caught.value.hint)
+    check_nodes(gpu_job(nodes=2, resources={"rdma": "none"}), nodes)
+    with pytest.raises(ConfigError, match="the cluster has none"):
+        check_nodes(gpu_job(nodes=2), [node(product="NVIDIA-L4")])
+
+
 def quota(hard: dict[str, str], used: dict[str, str], **more: Any) -> dict[str, Any]:
     return {"metadata": {"name": "team"}, "spec": more, "status": {"hard": hard, "used": used}}
 

@@ -5,6 +5,7 @@ Knows the names of the commands; what they do is in the modules beside this one.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 
@@ -95,4 +96,7 @@ def usage_error(error: Exception) -> ConfigError:
     if commands and message.startswith("No such command"):
         name = message.split("'")[1]
         return ConfigError(f"`{path}` has no command `{name}`", hint=did_you_mean(name, commands))
+    extra = re.fullmatch(r"Got unexpected extra argument(?:\(s\))? \((\S+\.ya?ml)\)", message)
+    if extra and context is not None and any("--spec" in param.opts for param in context.command.params):
+        hint = f"did you mean `--spec {extra[1]}`?"
     return ConfigError(message[:1].lower() + message[1:], hint=hint)

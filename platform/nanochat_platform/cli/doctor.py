@@ -51,7 +51,7 @@ def doctor(
                 print(f"         hint: {finding.fix}", flush=True)
     if as_json:
         o.print_json([_json(finding) for finding in findings])
-    error = checks.worst(findings)
+    error = checks.worst(findings, shown=not as_json)
     if error is not None:
         raise error
 

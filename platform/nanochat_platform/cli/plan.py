@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 Machine = Annotated[
     str,
     typer.Option(
-        "--hardware", metavar="NAME", help="cpu, mps, or a count and a device: 1xh100, 8xh100, 8xa100, ..."
+        "--hardware",
+        metavar="NAME",
+        help="cpu, mps, or a count and a device: 1xh100, 8xa100, ...; with --spec the spec's, if not given.",
     ),
 ]
 Run = Annotated[
@@ -35,6 +37,7 @@ Spec = Annotated[
 
 
 def plan(
+    ctx: typer.Context,
     *,
     spec: Spec = None,
     run: Run = None,
@@ -56,12 +59,15 @@ def plan(
 ) -> None:
     """Print what a run needs, takes and costs before it is started: model, memory, shards, time, money."""
     given = dict(locals())
-    for name in ("spec", "hardware", "measure", "as_json"):
+    for name in ("ctx", "spec", "hardware", "measure", "as_json"):
         given.pop(name)
     for name in ("namespace", "kubeconfig", "context"):
         given.pop(name)
     if spec is not None:
+        chosen_by = ctx.get_parameter_source("hardware")
         flags = given | {"namespace": namespace}
+        if chosen_by is not None and chosen_by.name != "DEFAULT":
+            flags["hardware"] = hardware
         _on_a_cluster(spec, flags, kubeconfig, context, as_json=as_json)
         return
 

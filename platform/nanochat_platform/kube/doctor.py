@@ -331,10 +331,17 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-def worst(findings: Sequence[Finding]) -> NanochatError | None:
-    """Return the error that `doctor` ends with, None when nothing stands in the way."""
+def worst(findings: Sequence[Finding], *, shown: bool = False) -> NanochatError | None:
+    """Return the error that `doctor` ends with, None when nothing stands in the way.
+
+    `shown`: the findings were printed, each with its fix.
+    """
     errors = [finding for finding in findings if finding.state == "error"]
     if not errors:
         return None
     found = "1 thing stands" if len(errors) == 1 else f"{len(errors)} things stand"
+    if shown:
+        return UnavailableError(
+            f"{found} in the way of a run", hint="mend what is marked ERROR, then look again"
+        )
     return UnavailableError(f"{found} in the way of a run; the first: {errors[0].text}", hint=errors[0].fix)

@@ -180,10 +180,14 @@ def _share(spec: RunSpec, node: Node, kind: StageClass) -> Share:
 
 def _devices(given: Resources, node: Node, *, gpus: int, nodes: int) -> dict[str, str]:
     devices = {node.gpu_resource: str(gpus)} if gpus and node.gpu_resource else {}
-    rdma = given.rdma or node.rdma_resource
-    if nodes > 1 and rdma and rdma != "none":
-        devices[rdma] = "1"
-    return devices
+    rdma = _rdma(given, node, nodes)
+    return devices | ({rdma: "1"} if rdma else {})
+
+
+def _rdma(given: Resources, node: Node, nodes: int) -> str | None:
+    """Return the resource through which the nodes reach each other; None: TCP, or only one node."""
+    name = given.rdma or node.rdma_resource
+    return name if nodes > 1 and name != "none" else None
 
 
 def _env(spec: RunSpec, node: Node, share: Share, kind: StageClass) -> dict[str, str]:
@@ -192,6 +196,8 @@ def _env(spec: RunSpec, node: Node, share: Share, kind: StageClass) -> dict[str,
     env = {"OMP_NUM_THREADS": str(max(1, int(share.cpu / ranks)))}
     if kind == "ranks":
         env |= node.env
+    if _rdma(spec.resources, node, nodes):
+        env |= node.rdma_env
     if nodes > 1:
         env |= node.fabric_env
     return env | spec.env

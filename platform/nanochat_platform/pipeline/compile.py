@@ -14,12 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from nanochat.errors import UnavailableError
+from nanochat.errors import ConfigError, UnavailableError
 from nanochat.files import write_bytes
+from nanochat.run.config import Frozen
 from nanochat.run.stage import STAGES, Stage
 from nanochat_platform.kube.names import HOME, STAGE, UID, app_labels
 from nanochat_platform.pipeline import artifacts
 from nanochat_platform.pipeline.parameters import Parameters
+from nanochat_platform.spec import DnsName, Image, parse_options
 
 if TYPE_CHECKING:
     from kfp.dsl import PipelineTask
@@ -30,17 +32,29 @@ KILL = ("python", "-m", "nanochat_platform.pipeline.kill", "%d")
 """What a backend runs in the step's container to stop it; `%d` becomes the signal's number."""
 
 
+class _Given(Frozen):
+    """What a spec of a run would refuse is refused before it is a default."""
+
+    image: Image | None = None
+    submit_image: Image | None = None
+    claim: DnsName | None = None
+
+
 def compile_pipeline(
     path: Path, *, image: str | None = None, submit_image: str | None = None, claim: str | None = None
 ) -> None:
     """Write the pipeline's file; the images and the claim replace the defaults of those parameters.
 
     Raises:
+        ConfigError: an image or the claim is none, or `path` cannot be a file.
         UnavailableError: the SDK is not installed.
         StorageError: the volume refuses the file.
     """
-    given = {"image": image, "submit_image": submit_image, "claim": claim}
-    defaults = Parameters.of({name: value for name, value in given.items() if value is not None})
+    _check_file(path)
+    values = {"image": image, "submit_image": submit_image, "claim": claim}
+    given = {name: value for name, value in values.items() if value is not None}
+    parse_options(_Given, given)
+    defaults = Parameters.of(given)
     try:
         from kfp import compiler
     except ImportError:
@@ -52,6 +66,19 @@ def compile_pipeline(
         file = Path(folder) / "pipeline.yaml"
         compiler.Compiler().compile(_pipeline(defaults), str(file))
         write_bytes(path, file.read_bytes())
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise ConfigError(
+            f"--output is `{path}`, which is a folder", hint=f"name a file in it: `-o {path / NAME}.yaml`"
+        )
+    file = next((parent for parent in path.parents if parent.exists() and not parent.is_dir()), None)
+    if file is not None:
+        raise ConfigError(
+            f"--output is `{path}`, but `{file}` is no folder",
+            hint="name a file in a folder, or in a new one",
+        )
 
 
 def _pipeline(defaults: Parameters) -> Any:

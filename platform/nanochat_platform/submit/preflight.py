@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from nanochat.errors import ConfigError, ForbiddenError, QuotaError
+from nanochat_platform.hardware import NODES as MACHINES
 from nanochat_platform.hardware import quantity
 from nanochat_platform.kube.client import Client
 from nanochat_platform.kube.jobs import JobDescription
@@ -108,6 +109,7 @@ def check_nodes(job: JobDescription, nodes: Sequence[Object]) -> None:
     able = [node for node in labelled if _holds(node, job.requests)]
     if len(able) >= job.nodes or (able and job.gpus == 0):
         return
+    _check_rdma(job, labelled)
     hint = (
         "choose another `hardware`, correct `node_selector`, install the device plugin; "
         "or pass --wait-for-nodes where an autoscaler brings the nodes"
@@ -127,6 +129,22 @@ def check_nodes(job: JobDescription, nodes: Sequence[Object]) -> None:
     raise ConfigError(
         f"stage `{job.stage}` needs {job.nodes} nodes with {wanted}, and the cluster has {len(able)}",
         hint=hint,
+    )
+
+
+def _check_rdma(job: JobDescription, nodes: Sequence[Object]) -> None:
+    """Refuse nodes that have everything but the RDMA devices by what mends just that."""
+    known = {"cpu", "memory", *(machine.gpu_resource for machine in MACHINES.values())}
+    others = {name: amount for name, amount in job.requests.items() if name in known}
+    rdma = next((name for name in job.requests if name not in known), None)
+    if rdma is None or sum(_holds(node, others) for node in nodes) < job.nodes:
+        return
+    count = sum(_holds(node, job.requests) for node in nodes)
+    raise ConfigError(
+        f"stage `{job.stage}` needs {job.nodes} nodes with {rdma} {job.requests[rdma]}, and {count} of the "
+        f"{len(nodes)} nodes of that kind have it",
+        hint="the RDMA device plugin is missing there: install it, or name the resource that it offers "
+        "(`resources: {rdma: NAME}` in the spec); `resources: {rdma: none}` trains over TCP, which is slower",
     )
 
 
