@@ -124,7 +124,11 @@ def test_a_placeholder_that_is_not_known_is_refused():
         ({"preset": "tiny", "run": "mine"}, {"run": "mine", "hardware": "cpu"}, "--run mine --preset tiny"),
         ({"preset": "tiny", "hardware": "1xh100"}, {"hardware": "1xh100"}, ""),
         ({"namespace": "train"}, {"namespace": "train"}, ""),
-        ({"cpu": "4", "queue": "q"}, {"resources": {"cpu": "4"}, "queue": "q"}, ""),
+        (
+            {"cpu": "4", "rdma": "none", "queue": "q"},
+            {"resources": {"cpu": "4", "rdma": "none"}, "queue": "q"},
+            "",
+        ),
         ({"deterministic": True, "allow_epochs": True}, {}, "--deterministic --allow-epochs"),
         ({"nproc": 2, "source": "generated"}, {"nproc": 2, "source": "generated"}, "--nproc 2"),
     ],

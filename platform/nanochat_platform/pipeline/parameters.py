@@ -55,6 +55,7 @@ class Parameters(Frozen):
     priority_class: str = Field("", description="PriorityClass of the training pods.")
     cpu: str = Field("", description="CPU of a training pod, as Kubernetes writes it; empty: the hardware's.")
     memory: str = Field("", description="Memory of a training pod, e.g. 512Gi; empty: the hardware's.")
+    rdma: str = Field("", description="RDMA resource of a node; empty: the hardware's; none: TCP.")
     deadline_minutes: float = Field(0.0, ge=0, description="Minutes of an attempt at most; 0: no limit.")
     budget_usd: float = Field(0.0, ge=0, description="Refuse a plan that costs more; 0: no limit.")
     max_attempts: int = Field(5, ge=1, description="Attempts at a stage whose pods were lost.")
@@ -100,7 +101,9 @@ class Parameters(Frozen):
             "tolerations": self.tolerations,
             "env": self.env,
             "image_pull_secrets": self.image_pull_secrets,
-            "resources": {name: value for name in ("cpu", "memory") if (value := getattr(self, name))},
+            "resources": {
+                name: value for name in ("cpu", "memory", "rdma") if (value := getattr(self, name))
+            },
         }
         return {
             "run": self.run_name,
