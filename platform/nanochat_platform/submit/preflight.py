@@ -144,7 +144,8 @@ def _check_rdma(job: JobDescription, nodes: Sequence[Object]) -> None:
         f"stage `{job.stage}` needs {job.nodes} nodes with {rdma} {job.requests[rdma]}, and {count} of the "
         f"{len(nodes)} nodes of that kind have it",
         hint="the RDMA device plugin is missing there: install it, or name the resource that it offers "
-        "(`resources: {rdma: NAME}` in the spec); `resources: {rdma: none}` (in a pipeline `rdma=none`) trains over TCP, which is slower",
+        "(`resources: {rdma: NAME}` in the spec, or `rdma=NAME` for a pipeline); "
+        "`resources: {rdma: none}` trains over TCP, which is slower",
     )
 
 
