@@ -100,6 +100,8 @@ class Plan(Frozen):
     stages: tuple[StagePlan, ...]
     seconds: float | None
     usd: float | None
+    usd_per_hour: float | None = None
+    """Price of one machine that the costs suppose."""
     objects: tuple[PlannedObject, ...] = ()
     """Of a run on a cluster, in the order of their creation."""
     quota: dict[str, str] = Field(default_factory=dict)
@@ -193,6 +195,7 @@ def make_plan(
         stages=stages,
         seconds=_total([stage.seconds for stage in stages]),
         usd=usd,
+        usd_per_hour=hardware.usd_per_hour,
         objects=tuple(objects),
         quota=needed_quota(objects),
         warnings=tuple(warnings),
@@ -454,6 +457,7 @@ def _facts(plan: Plan) -> dict[str, str]:
         "memory": f"{needed:.1f} of {limit:.1f} GiB per rank",
         "data": data,
         "throughput": f"{speed} ({plan.throughput_source})",
+        **({"price": f"{_dollars(plan.usd_per_hour)} an hour a node, supposed"} if plan.usd_per_hour else {}),
     }
 
 

@@ -346,9 +346,10 @@ def _refuse(
         raise ConfigError(f"{what}: unknown field `{field}`", hint=hint) from None
     if first["type"] == "missing":
         option = f"`--{loc[-1].replace('_', '-')}`"
-        raise ConfigError(
-            f"{what}: `{field}` is not given", hint=f"add `{field}:`, or give {option}"
-        ) from None
+        hint = f"add `{field}:`, or give {option}"
+        if field == "namespace":
+            hint += ", or set one in the kubeconfig's context"
+        raise ConfigError(f"{what}: `{field}` is not given", hint=hint) from None
     if first["input"] is None:
         raise ConfigError(f"{what}: `{field}` has no value", hint=_filled(model, first)) from None
     reason = first["msg"].replace("Input should", "it should")

@@ -49,7 +49,12 @@ MaxProblems = Annotated[
 ]
 Nproc = Annotated[int | None, typer.Option("--nproc", metavar="N", help="Ranks on this machine.")]
 Identity = Annotated[
-    Path | None, typer.Option("--identity", metavar="FILE", help="JSONL of your own identity conversations.")
+    Path | None,
+    typer.Option(
+        "--identity",
+        metavar="FILE",
+        help="JSONL of your own identity conversations; on a cluster /data/..., on the volume.",
+    ),
 ]
 AllowEpochs = Annotated[
     bool | None,

@@ -32,11 +32,13 @@ Lease = Annotated[
     bool, typer.Option("--lease", help="End the jobs when this process ends or loses the cluster.")
 ]
 Logs = Annotated[
-    bool | None, typer.Option("--logs/--no-logs", help="Print the ranks' logs too; as --lease says.")
+    bool | None, typer.Option("--logs/--no-logs", help="Print the ranks' logs too; on with --lease.")
 ]
 Owner = Annotated[
     str | None,
-    typer.Option("--owner", metavar="OBJECT", help="apiVersion/Kind/name/uid whose end ends the jobs."),
+    typer.Option(
+        "--owner", metavar="OBJECT", help="apiVersion/Kind/name/uid of an object that owns the jobs."
+    ),
 ]
 Mounted = Annotated[
     Path | None,
@@ -46,28 +48,52 @@ WaitForNodes = Annotated[
     bool, typer.Option("--wait-for-nodes", help="Do not refuse where no node of that kind is there yet.")
 ]
 Image = Annotated[str | None, typer.Option("--image", metavar="REF", help="The train image, best by digest.")]
-Claim = Annotated[str | None, typer.Option("--claim", metavar="NAME", help="The volume claim.")]
-Size = Annotated[str | None, typer.Option("--size", metavar="SIZE", help="Make the claim if missing.")]
-StorageClass = Annotated[str | None, typer.Option("--storage-class", metavar="NAME", help="Of that claim.")]
-AccessMode = Annotated[str | None, typer.Option("--access-mode", metavar="MODE", help="Of that claim.")]
+Claim = Annotated[
+    str | None, typer.Option("--claim", metavar="NAME", help="The volume claim; nanochat-data without it.")
+]
+Size = Annotated[
+    str | None, typer.Option("--size", metavar="SIZE", help="Make the claim of this size if it is missing.")
+]
+StorageClass = Annotated[
+    str | None,
+    typer.Option("--storage-class", metavar="NAME", help="Of a claim that is made; else the cluster's."),
+]
+AccessMode = Annotated[
+    str | None,
+    typer.Option("--access-mode", metavar="MODE", help="ReadWriteMany, or ReadWriteOnce for one node."),
+]
 Hardware = Annotated[
     str | None, typer.Option("--hardware", metavar="NAME", help="8xh100, 8xa100, 1xh100 or cpu.")
 ]
-Nodes = Annotated[int | None, typer.Option("--nodes", metavar="N", help="Nodes of the stages that train.")]
-Gpus = Annotated[int | None, typer.Option("--gpus", metavar="N", help="GPUs of each node.")]
-Nproc = Annotated[int | None, typer.Option("--nproc", metavar="N", help="Ranks of each node on cpu.")]
-Kind = Annotated[str | None, typer.Option("--kind", metavar="KIND", help="pytorchjob, trainjob or job.")]
-Queue = Annotated[str | None, typer.Option("--queue", metavar="NAME", help="Kueue's LocalQueue.")]
-Priority = Annotated[str | None, typer.Option("--priority-class", metavar="NAME", help="Of the pods.")]
+Nodes = Annotated[
+    int | None, typer.Option("--nodes", metavar="N", help="Nodes of the stages that train; 1 without it.")
+]
+Gpus = Annotated[int | None, typer.Option("--gpus", metavar="N", help="GPUs of each node; all without it.")]
+Nproc = Annotated[
+    int | None, typer.Option("--nproc", metavar="N", help="Ranks of each node on cpu; 1 without it.")
+]
+Kind = Annotated[
+    str | None,
+    typer.Option(
+        "--kind", metavar="KIND", help="pytorchjob (without it), trainjob, or job, which needs no operator."
+    ),
+]
+Queue = Annotated[
+    str | None, typer.Option("--queue", metavar="NAME", help="Kueue's LocalQueue; none: not queued.")
+]
+Priority = Annotated[
+    str | None, typer.Option("--priority-class", metavar="NAME", help="PriorityClass of the pods.")
+]
 Deadline = Annotated[
     float | None, typer.Option("--deadline-minutes", metavar="M", help="Limit of each attempt.")
 ]
 Budget = Annotated[float | None, typer.Option("--budget-usd", metavar="USD", help="Refuse a plan above it.")]
 MaxAttempts = Annotated[
-    int | None, typer.Option("--max-attempts", metavar="N", help="Attempts at a stage before you look.")
+    int | None, typer.Option("--max-attempts", metavar="N", help="Attempts at a stage before you look; 5.")
 ]
 Grace = Annotated[
-    int | None, typer.Option("--grace-s", metavar="S", help="Seconds to write a checkpoint in at a stop.")
+    int | None,
+    typer.Option("--grace-s", metavar="S", help="Seconds to write a checkpoint in at a stop; 300."),
 ]
 Cpu = Annotated[str | None, typer.Option("--cpu", metavar="N", help="CPUs of a pod that trains.")]
 Memory = Annotated[str | None, typer.Option("--memory", metavar="SIZE", help="Memory of a pod that trains.")]
