@@ -26,6 +26,7 @@ def run(context):
 """
 STEPS = """
 def run(context):
+    context.raise_if_stopped()
     for step in range(1, 3001):
         context.emit("step", step=step, steps=3000, unit="step")
         context.raise_if_stopped(f"step {step} is saved")
