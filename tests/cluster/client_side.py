@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from tests.cluster.harness.access import Access
-from tests.cluster.harness.host import ROOT
+from tests.cluster.harness.host import ROOT, mortal
 
 SPEC = {
     "preset": "smoke",
@@ -75,7 +75,7 @@ class User:
 
     def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
         """Start the command line."""
-        command = [sys.executable, "-m", "nanochat_platform.cli", *map(str, arguments)]
+        command = [*mortal(), sys.executable, "-m", "nanochat_platform.cli", *map(str, arguments)]
         process = subprocess.Popen(
             command, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )

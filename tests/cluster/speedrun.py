@@ -20,7 +20,7 @@ from nanochat.run.record import Record, missing_output
 from nanochat.settings import Home
 from tests.cluster.harness.access import Access
 from tests.cluster.harness.cluster import Cluster
-from tests.cluster.harness.host import poll, rung
+from tests.cluster.harness.host import mortal, poll, rung
 from tests.cluster.own.images import train_image
 
 NANOCHAT = Path(sys.executable).with_name("nanochat")
@@ -41,7 +41,11 @@ class Place:
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         env = os.environ | {"KUBECONFIG": str(self.cluster.kubeconfig)}
         return subprocess.Popen(
-            [NANOCHAT, *arguments], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            [*mortal(), NANOCHAT, *arguments],
+            env=env,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
 
     def run(self, *arguments: str, timeout: float = 240) -> str:

@@ -21,6 +21,7 @@ from tests.cluster.harness.cluster import Cluster
 from tests.cluster.harness.figures import figure
 from tests.cluster.harness.host import ROOT, cache_root, poll, say
 from tests.cluster.harness.images import BASE_TAG, PAUSE_TAG, pause_image
+from tests.cluster.harness.network import claim_slot
 
 CONTAINER_SECURITY = {
     "allowPrivilegeEscalation": False,
@@ -323,6 +324,16 @@ def control_groups(marks: dict[str, Any]) -> list[Path]:
     """Return the control groups of the cluster of `marks`."""
     root = Path("/sys/fs/cgroup")
     return [*root.glob(marks["cgroup"]), *root.glob(f"*/{marks['cgroup']}")]
+
+
+def test_another_cache_gets_another_slot(
+    own: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    slot = claim_slot()
+    slot.lock.close()
+    assert slot.number != own.slot.number
+    assert Path("/sys/class/net", own.slot.host_link).exists()
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import shutil
 import signal
 import subprocess
 import time
@@ -19,7 +18,7 @@ from . import build, images, operators
 from .access import SPECS, Access, Volume
 from .certificates import Authority
 from .components import CONTAINERD, Component, Components, answers, dns_access
-from .host import HarnessError, cache_root, locked, need_packages, need_root, poll, rung, say
+from .host import HarnessError, cache_root, need_packages, need_root, poll, rung, say
 from .network import claim_slot
 from .oci import Image
 from .operators import CERTIFICATES, OPERATORS, Operator
@@ -329,10 +328,3 @@ def _storage_class() -> dict[str, Any]:
         "provisioner": "kubernetes.io/no-provisioner",
         "volumeBindingMode": "WaitForFirstConsumer",
     }
-
-
-def wipe_node_storage() -> None:
-    """Remove the images that stopped clusters have kept; those of a running one stay."""
-    for folder in (cache_root() / "clusters").glob("*/containerd"):
-        with locked(cache_root() / "locks" / f"slot-{folder.parent.name}"):
-            shutil.rmtree(folder, ignore_errors=True)

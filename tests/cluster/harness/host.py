@@ -124,6 +124,11 @@ def cache_root() -> Path:
     return (Path(home) if home else Path.home() / ".cache") / "nanochat-test-cluster"
 
 
+def mortal() -> list[str]:
+    """Return what to put before a command that must not outlive the tests, however they end."""
+    return ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on `path`; the system drops it when this process dies."""

@@ -16,6 +16,8 @@ from .host import HarnessError, cache_root, run
 
 # One /16 a cluster: private space first, then the carriers' shared space for a host inside 10/8.
 PREFIXES = (*(f"10.{n}" for n in range(200, 208)), *(f"100.{n}" for n in range(120, 124)))
+LOCKS = Path("/run/nanochat-test-cluster")
+"""Of the machine, not of a cache: links, addresses and control groups are the machine's too."""
 
 
 @dataclass(frozen=True)
@@ -84,15 +86,14 @@ def _routed() -> list[ipaddress.IPv4Network]:
 
 
 def claim_slot() -> Slot:
-    """Return a slot nobody else holds, with an address range the host does not route yet.
+    """Return a slot nobody else on this machine holds, with an address range the host does not route yet.
 
     Raises:
         HarnessError: none is free.
     """
-    locks = cache_root() / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
+    LOCKS.mkdir(exist_ok=True)
     for number, prefix in enumerate(PREFIXES):
-        file = (locks / f"slot-{number}").open("a")
+        file = (LOCKS / f"slot-{number}").open("a")
         slot = Slot(number, prefix, file)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
