@@ -1,4 +1,4 @@
-"""Time the two commands of the README as a newcomer meets them: fresh clone, fresh HOME, empty caches."""
+"""Time `make speedrun` and the whole check as a newcomer meets them: fresh clone and HOME, empty caches."""
 
 from __future__ import annotations
 

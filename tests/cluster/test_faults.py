@@ -33,7 +33,7 @@ def user(control_plane: Access, namespace: str, tmp_path: Path) -> Iterator[User
     found.close()
 
 
-def refused(
+def assert_refused(
     user: User, *arguments: str | Path, code: int, error: str, hint: str, limit_s: float = 20
 ) -> None:
     """Run a command that must be refused, in one line and a hint, leaving nothing."""
@@ -47,10 +47,10 @@ def refused(
         wait_until("what was made to be gone", lambda: user.left() == [], 10)
 
 
-def all_refused(user: User, commands: Iterable[Sequence[str | Path]], **expected: Any) -> None:
+def assert_all_refused(user: User, commands: Iterable[Sequence[str | Path]], **expected: Any) -> None:
     """Run commands side by side, each of which must be refused like the others."""
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda command: refused(user, *command, **expected), commands))
+        list(pool.map(lambda command: assert_refused(user, *command, **expected), commands))
 
 
 def test_no_cluster_answers(user: User, tmp_path: Path) -> None:
@@ -68,12 +68,12 @@ def test_no_cluster_answers(user: User, tmp_path: Path) -> None:
     }
     spec = user.spec()
     # Each tries for three seconds.
-    all_refused(user, (["status"], ["submit", "--spec", spec], ["cancel", "--run", "x"]), **expected)
+    assert_all_refused(user, (["status"], ["submit", "--spec", spec], ["cancel", "--run", "x"]), **expected)
 
 
 def test_no_cluster_is_configured(user: User, tmp_path: Path) -> None:
     user.kubeconfig = tmp_path / "none"
-    refused(
+    assert_refused(
         user,
         "status",
         code=64,
@@ -93,7 +93,7 @@ def test_the_kind_is_not_served(user: User) -> None:
             ("pytorchjob", "the Kubeflow training operator"),
             ("trainjob", "Kubeflow Trainer"),
         ):
-            refused(
+            assert_refused(
                 user,
                 *("submit", "--spec", user.spec(kind=kind, nodes=2, stages=["base_train"])),
                 code=69,
@@ -105,7 +105,7 @@ def test_the_kind_is_not_served(user: User) -> None:
 
 
 def test_the_namespace_does_not_exist(user: User) -> None:
-    refused(
+    assert_refused(
         user,
         *("submit", "--spec", user.spec(namespace="nowhere")),
         code=64,
@@ -116,7 +116,7 @@ def test_the_namespace_does_not_exist(user: User) -> None:
 
 def test_looking_into_a_namespace_that_does_not_exist(user: User) -> None:
     expected = {"code": 64, "error": "namespace `nowhere` does not exist", "hint": "choose another"}
-    all_refused(user, [(command, "-n", "nowhere") for command in LOOKING], **expected)
+    assert_all_refused(user, [(command, "-n", "nowhere") for command in LOOKING], **expected)
 
 
 def test_an_account_without_rights(user: User) -> None:
@@ -129,7 +129,7 @@ def test_an_account_without_rights(user: User) -> None:
     who = f"system:serviceaccount:{user.namespace}:nobody"
     expected = {"code": 77, "error": f"user `{who}` may not list pytorchjobs", "hint": "bind the role"}
     status = ["status", "-n", user.namespace]
-    all_refused(nobody, (["submit", "--spec", spec], status, ["cancel", "--run", "kt"]), **expected)
+    assert_all_refused(nobody, (["submit", "--spec", spec], status, ["cancel", "--run", "kt"]), **expected)
     assert user.left() == []
 
 
@@ -154,12 +154,12 @@ def test_the_quota_is_exceeded(user: User, hard: dict[str, str], error: str) -> 
     path = ("resourcequota", "team", "-n", user.namespace)
     wait_until("the quota's figures", lambda: user.access.get(*path).get("status", {}).get("used"))
     spec = user.spec(nodes=2, stages=["base_train"])
-    refused(user, "submit", "--spec", spec, code=75, error=error, hint="stop other runs")
+    assert_refused(user, "submit", "--spec", spec, code=75, error=error, hint="stop other runs")
 
 
 def test_the_claim_is_missing_or_not_to_be_shared(user: User) -> None:
     spec = user.spec(nodes=2, stages=["base_train"])
-    refused(
+    assert_refused(
         user,
         *("submit", "--spec", spec),
         code=64,
@@ -167,7 +167,7 @@ def test_the_claim_is_missing_or_not_to_be_shared(user: User) -> None:
         hint="create it .*, give `volume.size`",
     )
     user.claim("ReadWriteOnce")
-    refused(
+    assert_refused(
         user,
         *("submit", "--spec", spec),
         code=64,
@@ -184,7 +184,7 @@ def test_no_node_has_that_gpu(user: User) -> None:
     )
     try:
         spec = user.spec(preset="speedrun", hardware="8xh100", stages=["base_train"])
-        refused(
+        assert_refused(
             user,
             *("submit", "--spec", spec),
             code=64,
@@ -198,7 +198,7 @@ def test_no_node_has_that_gpu(user: User) -> None:
 
 def test_names_and_accounts_that_do_not_exist(user: User) -> None:
     user.claim()
-    refused(
+    assert_refused(
         user,
         "submit",
         "--spec",
@@ -207,14 +207,14 @@ def test_names_and_accounts_that_do_not_exist(user: User) -> None:
         error="run `r+` is not a valid name",
         hint="use 1 to 63",
     )
-    refused(
+    assert_refused(
         user,
         *("submit", "--spec", user.spec(priority_class="nope")),
         code=64,
         error="no PriorityClass with name nope was found",
         hint="create it",
     )
-    refused(
+    assert_refused(
         user,
         *("submit", "--spec", user.spec(), "--lease"),
         code=64,
@@ -230,9 +230,9 @@ def test_names_and_accounts_that_do_not_exist(user: User) -> None:
 
 def test_a_run_that_is_not_there(user: User) -> None:
     here = [(command, "-n", user.namespace) for command in LOOKING]
-    all_refused(user, here, code=64, error="has no run", hint="start one with")
+    assert_all_refused(user, here, code=64, error="has no run", hint="start one with")
     named = [(*command, "--run", "x") for command in here]
-    all_refused(user, named, code=64, error="no job|has no job", hint=".*nanochat submit")
+    assert_all_refused(user, named, code=64, error="no job|has no job", hint=".*nanochat submit")
 
 
 # With a node: real containers
@@ -400,7 +400,7 @@ def test_an_image_that_does_not_exist(user: User, own: Cluster, cluster: Access)
     )
     small = {"cpu": "100m", "memory": "128Mi"}
     spec = user.spec(image="127.0.0.1:5999/nanochat/train:none", resources=small)
-    refused(
+    assert_refused(
         user,
         *("submit", "--spec", spec),
         code=64,
@@ -413,7 +413,7 @@ def test_an_image_that_does_not_exist(user: User, own: Cluster, cluster: Access)
 def test_work_that_fits_nowhere_is_told_and_waits(user: User, cluster: Access) -> None:
     cluster.volume(user.namespace, "nanochat-data")
     spec = user.spec(resources={"cpu": "999"})
-    refused(
+    assert_refused(
         user,
         "submit",
         "--spec",
