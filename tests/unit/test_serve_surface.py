@@ -35,8 +35,9 @@ def test_the_metrics_are_those_of_the_surface_file(app):
 def test_the_page_needs_nothing_from_elsewhere():
     page = load_page()
     text = page.html.decode()
-    for mark in ("http://", "https://", "//cdn", "@import", "url(", " style=", "innerHTML", "eval("):
+    for mark in ("http://", "https://", "//cdn", "@import", "url(", " src=", "<link rel=\"stylesheet", " style=", "innerHTML", "eval("):
         assert mark not in text.replace("http://www.w3.org/", "")
     policy = page.headers["content-security-policy"]
     assert "unsafe" not in policy
+    assert text.count("<script>") == 2
     assert policy.count("'sha256-") == text.count("<script>") + text.count("<style>")

@@ -1,6 +1,6 @@
-"""The web page: one self-contained file, served under a policy that allows nothing from elsewhere.
+"""The web page: `index.html` with its style and script put in, served as one self-contained document.
 
-Knows no route. The policy names the page's own script and style by hash, so
+Knows no route. The policy allows nothing from elsewhere and names the page's own scripts and style by hash, so
 that even text injected into the page could not run.
 """
 
@@ -12,7 +12,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-_INLINE = re.compile(rb"<(script|style)>(.*?)</\1>", re.DOTALL)
+FOLDER = Path(__file__).parent
+
+_STYLE = re.compile(r'<link rel="stylesheet" href="([\w.]+)">')
+_SCRIPT = re.compile(r'<script src="([\w.]+)"></script>')
+_INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,18 +27,20 @@ class Page:
     headers: dict[str, str]
 
 
-def load_page(path: Path | None = None) -> Page:
+def load_page() -> Page:
     """Read the page that is packaged with this module."""
-    html = (path or Path(__file__).with_name("index.html")).read_bytes()
-    hashes: dict[bytes, list[str]] = {b"script": [], b"style": []}
+    html = _read("index.html")
+    html = _STYLE.sub(lambda link: f"<style>\n{_read(link[1])}</style>", html)
+    html = _SCRIPT.sub(lambda script: f"<script>\n{_read(script[1])}</script>", html)
+    hashes: dict[str, list[str]] = {"script": [], "style": []}
     for kind, text in _INLINE.findall(html):
-        digest = base64.b64encode(hashlib.sha256(text).digest()).decode()
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         hashes[kind].append(f"'sha256-{digest}'")
     policy = "; ".join(
         [
             "default-src 'none'",
-            "script-src " + " ".join(hashes[b"script"]),
-            "style-src " + " ".join(hashes[b"style"]),
+            "script-src " + " ".join(hashes["script"]),
+            "style-src " + " ".join(hashes["style"]),
             "img-src data:",
             "connect-src 'self'",
             "base-uri 'none'",
@@ -43,7 +49,7 @@ def load_page(path: Path | None = None) -> Page:
         ]
     )
     return Page(
-        html,
+        html.encode(),
         {
             "content-security-policy": policy,
             "x-content-type-options": "nosniff",
@@ -51,3 +57,7 @@ def load_page(path: Path | None = None) -> Page:
             "cache-control": "no-cache",
         },
     )
+
+
+def _read(name: str) -> str:
+    return (FOLDER / name).read_bytes().decode()
