@@ -208,33 +208,6 @@ def test_a_plan_is_text_or_json_and_is_kept_with_the_run_that_it_is_for(home, ca
     assert json.loads((home.run("a") / "plan.json").read_text()) == found
 
 
-def test_a_plan_counts_a_hub_s_tokens_once_they_are_here(home):
-    from nanochat_platform.cli.plan import data_facts
-
-    from nanochat.data.manifest import DatasetManifest
-
-    spec = local.make_spec(home, {"preset": "speedrun"})
-    assert data_facts(home, spec) is None
-    folder = home.dataset("climbmix")
-    DatasetManifest(
-        name="climbmix",
-        source="climbmix",
-        recipe="r",
-        documents=1,
-        utf8_bytes=900,
-        shards=("a", "b"),
-        files={},
-        sources=(),
-        hash="h",
-    ).save(folder)
-    (folder / "tokens-x").mkdir()
-    shards = [{"name": "a", "tokens": 200}, {"name": "b", "tokens": 50}]
-    (folder / "tokens-x" / "manifest.json").write_text(json.dumps({"shards": shards}))
-    facts = data_facts(home, spec)
-    assert (facts.utf8_bytes, facts.bytes_per_token) == (900, 4.5)
-    assert data_facts(home, local.make_spec(home, {"preset": "smoke"})) is None
-
-
 def test_checkpoints_lists_what_is_there_and_what_is_damaged(home, capsys):
     import torch
 

@@ -43,6 +43,16 @@ def test_the_hardware_of_an_option_goes_over_the_specs(tmp_path, capsys):
     assert "hint: `hardware: 8xh100` with `gpus: 4`" in capsys.readouterr().err
 
 
+def test_the_lease_of_a_pipelines_run_is_counted_on_demand(tmp_path, capsys):
+    path = tmp_path / "run.yaml"
+    path.write_text(SPEC)
+    assert run(["plan", "--spec", str(path), "--lease", "--json"]) == 0
+    objects = json.loads(capsys.readouterr().out)["objects"]
+    assert [o["kind"] for o in objects[:2]] == ["Lease", "PyTorchJob"]
+    assert run(["plan", "--lease"]) == 64
+    assert "hint: name the run's --spec FILE" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["plan", "submit", "doctor"])
 def test_a_spec_without_its_option_is_told_of_it(command, capsys):
     assert run([command, "run.yaml"]) == 64

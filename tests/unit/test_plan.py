@@ -1,5 +1,6 @@
 """Plans: what a run needs, takes and costs; refusals that name the fix."""
 
+import os
 import subprocess
 import sys
 
@@ -112,14 +113,31 @@ def test_a_prepared_dataset_says_its_size_and_bytes_per_token(tmp_path):
         "hash": "h",
     }
     write_json(folder / "manifest.json", values)
-    assert plan.known_data(home, spec("tiny")).utf8_bytes == 9000
+    assert plan.known_data(home, spec("tiny")) is None
     shards = [{"name": "shard_00000", "tokens": 3000}, {"name": "shard_00001", "tokens": 1000}]
     write_json(folder / "tokens-abc" / "manifest.json", {"shards": shards})
-    assert plan.known_data(home, spec("tiny")).bytes_per_token == 3.0
-    write_json(
-        home.dataset("climbmix") / "manifest.json", values | {"name": "climbmix", "source": "climbmix"}
+    assert plan.known_data(home, spec("tiny")) == DataFacts(
+        utf8_bytes=9000, bytes_per_token=3.0, packing_loss=1.05
     )
-    assert plan.known_data(home, spec("speedrun")).utf8_bytes is None
+    hub = home.dataset("climbmix")
+    write_json(hub / "manifest.json", values | {"name": "climbmix", "source": "climbmix"})
+    write_json(hub / "tokens-abc" / "manifest.json", {"shards": shards})
+    assert plan.known_data(home, spec("speedrun")) == DataFacts(utf8_bytes=None, bytes_per_token=3.0)
+
+
+def test_the_newest_tokens_count(tmp_path):
+    home = Home(tmp_path)
+    folder = home.dataset("climbmix")
+    entry = {"sha256": "0" * 64, "bytes": 10, "rows": 1, "kind": "train", "utf8_bytes": 6000}
+    values = {"name": "climbmix", "source": "climbmix", "recipe": "r", "documents": 1, "utf8_bytes": 6000}
+    files = {"a.parquet": entry, "b.parquet": entry | {"kind": "val"}}
+    values |= {"shards": ["a.parquet", "b.parquet"], "files": files, "sources": [], "hash": "h"}
+    write_json(folder / "manifest.json", values)
+    for age, (name, tokens) in enumerate({"tokens-b": 1000, "tokens-a": 2000}.items()):
+        path = folder / name / "manifest.json"
+        write_json(path, {"shards": [{"name": "a", "tokens": tokens}]})
+        os.utime(path, (age, age))
+    assert plan.known_data(home, spec("speedrun")).bytes_per_token == 3.0
 
 
 def test_a_cpu_is_measured_once_and_only_after_everything_else_fits():
@@ -151,7 +169,7 @@ def test_a_failed_measurement_says_why(monkeypatch):
     class Done:
         returncode, stdout, stderr = 64, "", "warning\nerror: no torch"
 
-    monkeypatch.setattr(plan.subprocess, "run", lambda *args, **options: Done)
+    monkeypatch.setattr(subprocess, "run", lambda *args, **options: Done)
     with pytest.raises(ConfigError, match="no torch"):
         plan.measure_here(spec("smoke"))
 
@@ -162,7 +180,7 @@ def test_a_measurement_asks_for_exactly_what_would_be_trained(monkeypatch):
     class Done:
         returncode, stdout, stderr = 0, 'talk\n{"tok_per_s": 5.0}\n', ""
 
-    monkeypatch.setattr(plan.subprocess, "run", lambda command, **options: asked.append(command) or Done)
+    monkeypatch.setattr(subprocess, "run", lambda command, **options: asked.append(command) or Done)
     assert plan.measure_here(spec("tiny", depth=6, device_batch_size=4))["tok_per_s"] == 5.0
     options = " ".join(asked[0][1:])
     assert options == ("-m nanochat.train.measure --preset tiny --dtype auto --depth 6 --device-batch-size 4")

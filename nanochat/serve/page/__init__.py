@@ -1,7 +1,7 @@
 """The web page: `index.html` with its style and script put in, served as one self-contained document.
 
-Knows no route. The policy allows nothing from elsewhere and names the page's own scripts and style by hash, so
-that even text injected into the page could not run.
+Knows no route. The policy allows nothing from elsewhere and names the page's own scripts and style by hash,
+so that even text injected into the page could not run.
 """
 
 from __future__ import annotations

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from nanochat_platform.cli import connect as c
 from nanochat_platform.cli import options as o
 
-if TYPE_CHECKING:
-    from nanochat.run.config import RunConfig
-    from nanochat.settings import Home
-    from nanochat_platform.plan import DataFacts
-
 Machine = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--hardware",
         metavar="NAME",
-        help="cpu, mps, or a count and a device: 1xh100, 8xa100, ...; with --spec the spec's, if not given.",
+        help="mps, or a count and a device: 1xh100, 8xa100, ...; without it cpu, and with --spec the spec's.",
     ),
 ]
 Run = Annotated[
@@ -34,15 +29,19 @@ Spec = Annotated[
     Path | None,
     typer.Option("--spec", metavar="FILE", help="Plan this run on a cluster: its objects and quota too."),
 ]
+Lease = Annotated[
+    bool, typer.Option("--lease", help="With --spec: count the lease's guard too, as pipelines have it.")
+]
+
+_OURS = ("spec", "lease", "hardware", "measure", "namespace", "kubeconfig", "context", "as_json")
 
 
 def plan(
-    ctx: typer.Context,
     *,
     spec: Spec = None,
     run: Run = None,
     preset: o.Preset = None,
-    hardware: Machine = "cpu",
+    hardware: Machine = None,
     depth: o.Depth = None,
     device_batch_size: o.DeviceBatchSize = None,
     steps: o.Steps = None,
@@ -52,35 +51,35 @@ def plan(
     nproc: o.Nproc = None,
     allow_epochs: o.AllowEpochs = None,
     measure: Measure = True,
+    lease: Lease = False,
     namespace: c.Namespace = None,
     kubeconfig: c.Kubeconfig = None,
     context: c.Context = None,
     as_json: o.Json = False,
 ) -> None:
     """Print what a run needs, takes and costs before it is started: model, memory, shards, time, money."""
-    given = dict(locals())
-    for name in ("ctx", "spec", "hardware", "measure", "as_json"):
-        given.pop(name)
-    for name in ("namespace", "kubeconfig", "context"):
-        given.pop(name)
+    given = {name: value for name, value in locals().items() if name not in _OURS}
     if spec is not None:
-        chosen_by = ctx.get_parameter_source("hardware")
-        flags = given | {"namespace": namespace}
-        if chosen_by is not None and chosen_by.name != "DEFAULT":
-            flags["hardware"] = hardware
-        _on_a_cluster(spec, flags, kubeconfig, context, as_json=as_json)
+        flags = given | {"hardware": hardware, "namespace": namespace}
+        _on_a_cluster(spec, flags, kubeconfig, context, leased=lease, as_json=as_json)
         return
 
     from nanochat import settings
+    from nanochat.errors import ConfigError
     from nanochat.files import write_json
     from nanochat_platform import local
     from nanochat_platform.hardware import find
-    from nanochat_platform.plan import describe, make_plan, measure_here
+    from nanochat_platform.plan import describe, known_data, make_plan, measure_here
 
+    if lease:
+        raise ConfigError("--lease counts what a cluster's jobs ask for", hint="name the run's --spec FILE")
     home = settings.home()
     config = local.make_spec(home, given, stored=run is not None, check=False)
     found = make_plan(
-        config, find(hardware), measure=measure_here if measure else None, data=data_facts(home, config)
+        config,
+        find(hardware or "cpu"),
+        measure=measure_here if measure else None,
+        data=known_data(home, config),
     )
     values = found.model_dump(mode="json")
     if run is not None:
@@ -92,31 +91,21 @@ def plan(
 
 
 def _on_a_cluster(
-    path: Path, flags: dict[str, object], kubeconfig: Path | None, context: str | None, *, as_json: bool
+    path: Path,
+    flags: dict[str, object],
+    kubeconfig: Path | None,
+    context: str | None,
+    *,
+    leased: bool,
+    as_json: bool,
 ) -> None:
     """Print the plan of a cluster's spec, with options over it."""
     from nanochat_platform.cli.submit import read_spec
     from nanochat_platform.kube.planned import plan_cluster
     from nanochat_platform.plan import describe
 
-    found = plan_cluster(read_spec(path, flags, kubeconfig, context))
+    found = plan_cluster(read_spec(path, flags, kubeconfig, context), leased=leased)
     if as_json:
         o.print_json(found.model_dump(mode="json"))
     else:
         print(describe(found), flush=True)
-
-
-def data_facts(home: Home, spec: RunConfig) -> DataFacts | None:
-    """Return the size of a hub's dataset once it is here and tokenised; None before, and for others."""
-    from nanochat.data.manifest import MANIFEST, load
-    from nanochat.data.sources import load_sources
-    from nanochat.files import read_json
-    from nanochat_platform.plan import DataFacts
-
-    folder = home.dataset(spec.dataset())
-    tokens = sorted(folder.glob(f"tokens-*/{MANIFEST}"))
-    if spec.source not in load_sources().hub or not tokens or not (folder / MANIFEST).exists():
-        return None
-    size = load(folder).utf8_bytes
-    count = sum(shard["tokens"] for shard in read_json(tokens[-1])["shards"][:-1])
-    return DataFacts(utf8_bytes=size, bytes_per_token=size / count)

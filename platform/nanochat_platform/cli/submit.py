@@ -154,19 +154,16 @@ def submit(
 ) -> None:
     """Run a spec's stages on a cluster, one job each. The same command again adopts what is there."""
     flags = {name: value for name, value in locals().items() if name not in _OURS}
-    from nanochat_platform.kube.planned import plan_cluster
     from nanochat_platform.submit import stages_of
 
     found = read_spec(spec, flags, kubeconfig, context)
     stages = stages_of(found, stage)
-    for warning in plan_cluster(found).warnings:
-        o.say(f"notice: {warning}")
+    _warn(found)
     options = _options(lease, owner, mounted, wait_for_nodes, detach)
     if dry_run:
         _dry_run(found, stages, options, kubeconfig, context, as_json=as_json)
         return
-    shown = logs if logs is not None else lease
-    _run(found, stages, options, kubeconfig, context, as_json=as_json, logs=shown)
+    _run(found, stages, options, kubeconfig, context, as_json=as_json, logs=lease if logs is None else logs)
 
 
 def resume(
@@ -232,6 +229,13 @@ def kept_spec(client: Client, run: str) -> RunSpec:
             hint="start it from its file: `nanochat submit --spec run.yaml`; checkpoints on the volume count",
         )
     return RunSpec.model_validate_json(kept[-1])
+
+
+def _warn(spec: RunSpec) -> None:
+    from nanochat_platform.kube.planned import plan_cluster
+
+    for warning in plan_cluster(spec).warnings:
+        o.say(f"notice: {warning}")
 
 
 def _options(

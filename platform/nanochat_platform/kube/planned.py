@@ -15,11 +15,11 @@ from nanochat_platform.kube.jobs import JobDescription, describe, stage_class
 from nanochat_platform.kube.names import KINDS, lease_name
 from nanochat_platform.kube.pods import pod_template
 from nanochat_platform.kube.render import claim, render
-from nanochat_platform.plan import DataFacts, Plan, PlannedObject, make_plan
+from nanochat_platform.plan import Plan, PlannedObject, make_plan
 from nanochat_platform.spec import RunSpec
 
 
-def plan_cluster(spec: RunSpec, *, leased: bool = False, data: DataFacts | None = None) -> Plan:
+def plan_cluster(spec: RunSpec, *, leased: bool = False) -> Plan:
     """Return the plan of a run on a cluster, with its objects and the quota that they need.
 
     Raises:
@@ -31,7 +31,6 @@ def plan_cluster(spec: RunSpec, *, leased: bool = False, data: DataFacts | None 
         spec.config(),
         _machine(spec),
         nodes=spec.nodes,
-        data=data,
         objects=objects,
         budget_usd=spec.budget_usd,
     )
