@@ -142,10 +142,6 @@ class Shape:
         )
         return 6 * (self.scaling_params() + smear) + attention
 
-    def kv_bytes_per_token(self, element_bytes: int = 2) -> int:
-        """Return bytes of keys and values that one cached token takes over all layers."""
-        return 2 * self.depth * self.kv_width * element_bytes
-
     def memory_bytes(
         self, rows: int, *, world_size: int = 1, table_bytes: int = 2, compute_bytes: int = 2
     ) -> dict[str, int]:

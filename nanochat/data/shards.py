@@ -97,19 +97,6 @@ def read_texts(path: Path) -> Iterator[str]:
         ) from error
 
 
-def count_documents(path: Path) -> int:
-    """Return the number of rows from the footer alone.
-
-    Raises:
-        DataError: the file is missing, cut or damaged.
-    """
-    try:
-        with _open(path) as file:
-            return int(file.metadata.num_rows)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"shard `{path}` is damaged: {str(error).strip()}") from error
-
-
 def iter_documents(folder: Path, split: Literal["train", "val"]) -> Iterator[str]:
     """Yield the documents of a dataset's training shards, or of its validation shard, in order.
 

@@ -91,11 +91,9 @@ class Engine:
         self._ids = count(1)
         self._inbox: deque[Request] = deque()
         self._wake = threading.Condition()
-        self._idle = threading.Event()
-        self._idle.set()
+        self._busy = False
         self._thread: threading.Thread | None = None
         self._closing = False
-        self._admitting = True
         self._dirty = False
         self._intact = True
         self._last_tick = clock()
@@ -112,7 +110,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """True while any request waits or runs."""
-        return not self._idle.is_set()
+        return self._busy
 
     def submit(self, prompt_ids: Sequence[int], params: SamplingParams, sink: Sink) -> Request:
         """Queue one completion and return at once.
@@ -121,7 +119,7 @@ class Engine:
             RequestError: 400 `context_length_exceeded` for a prompt that leaves no room for one token;
                 429 when the queue is full; 503 while draining or after `close`.
         """
-        if not self._admitting:
+        if self._closing:
             raise _closing()
         if len(self._inbox) + len(self.scheduler.waiting) >= self.limits.max_waiting:
             raise RequestError(
@@ -138,14 +136,6 @@ class Engine:
         request.cancelled = True
         with self._wake:
             self._wake.notify()
-
-    def stop_admitting(self) -> None:
-        """Refuse new requests from now on (503); running and waiting ones go on."""
-        self._admitting = False
-
-    def wait_idle(self, timeout_s: float) -> bool:
-        """Block until no request waits or runs; False when that takes longer."""
-        return self._idle.wait(timeout_s)
 
     def stats(self) -> Stats:
         """Return counters and state; cheap enough for every scrape."""
@@ -190,12 +180,11 @@ class Engine:
             self._intact = self._intact and self.pool.intact(idle=True)
             with self._wake:
                 if not self._inbox:
-                    self._idle.set()
+                    self._busy = False
         return worked
 
     def close(self, *, timeout_s: float = 10.0) -> None:
         """Refuse new requests, cancel what is left, stop the thread. Harmless twice."""
-        self._admitting = False
         with self._wake:
             self._closing = True
             self._wake.notify()
@@ -259,7 +248,7 @@ class Engine:
         with self._wake:
             if self._closing:
                 raise _closing()
-            self._idle.clear()
+            self._busy = True
             self._inbox.append(request)
             self._counts["prompt"] += request.prompt_tokens
             self._wake.notify()
@@ -294,7 +283,7 @@ class Engine:
             self.scheduler.submit(self._inbox.popleft())
         self.scheduler.abort(reason)
         self._flush()
-        self._idle.set()
+        self._busy = False
 
     def _loop(self, threads: int | None) -> None:
         set_threads(threads)

@@ -65,10 +65,6 @@ def pack(model: nn.Module) -> int:
     return count
 
 
-def _fits(weight: Tensor) -> bool:
-    return weight.device.type == "cpu" and can_pack(weight.dtype)
-
-
 @torch.no_grad()
 def batching(model: nn.Module, rows: int) -> Batching:
     """Try each kind of matrix of the model on random rows, up to `rows` of them; return what is safe.
