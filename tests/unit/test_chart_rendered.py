@@ -173,7 +173,8 @@ def test_every_user_config_is_one_that_the_replica_takes(name):
 def test_the_serve_config_is_one_that_ray_takes(name):
     from ray.serve.schema import ServeDeploySchema
 
-    ServeDeploySchema.model_validate(serve_config(rendered(name)))
+    taken = ServeDeploySchema.model_validate(serve_config(rendered(name)))
+    assert len(taken.applications) == 1
 
 
 def test_all_ray_processes_have_the_environment_of_the_application():

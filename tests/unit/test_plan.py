@@ -93,6 +93,14 @@ def test_shards_follow_from_the_measured_bytes_per_token():
     assert many.shards_needed == pytest.approx(2 * few.shards_needed, abs=2)
 
 
+def tokens_manifest(*counts, dataset="h"):
+    shards = [
+        {"name": f"shard_{n:05d}", "tokens": count, "documents": 1, "sha256": "", "offsets_sha256": ""}
+        for n, count in enumerate(counts)
+    ]
+    return {"version": 1, "tokenizer": "t", "dataset": dataset, "shards": shards}
+
+
 def test_a_prepared_dataset_says_its_size_and_bytes_per_token(tmp_path):
     home = Home(tmp_path)
     assert plan.known_data(home, spec("tiny")) is None
@@ -114,18 +122,17 @@ def test_a_prepared_dataset_says_its_size_and_bytes_per_token(tmp_path):
     }
     write_json(folder / "manifest.json", values)
     assert plan.known_data(home, spec("tiny")) is None
-    shards = [{"name": "shard_00000", "tokens": 3000}, {"name": "shard_00001", "tokens": 1000}]
-    write_json(folder / "tokens-abc" / "manifest.json", {"shards": shards})
+    write_json(folder / "tokens-abc" / "manifest.json", tokens_manifest(3000, 1000))
     assert plan.known_data(home, spec("tiny")) == DataFacts(
         utf8_bytes=9000, bytes_per_token=3.0, packing_loss=1.05
     )
     hub = home.dataset("climbmix")
     write_json(hub / "manifest.json", values | {"name": "climbmix", "source": "climbmix"})
-    write_json(hub / "tokens-abc" / "manifest.json", {"shards": shards})
+    write_json(hub / "tokens-abc" / "manifest.json", tokens_manifest(3000, 1000))
     assert plan.known_data(home, spec("speedrun")) == DataFacts(utf8_bytes=None, bytes_per_token=3.0)
 
 
-def test_the_newest_tokens_count(tmp_path):
+def test_the_newest_whole_tokens_of_the_dataset_count(tmp_path):
     home = Home(tmp_path)
     folder = home.dataset("climbmix")
     entry = {"sha256": "0" * 64, "bytes": 10, "rows": 1, "kind": "train", "utf8_bytes": 6000}
@@ -135,9 +142,23 @@ def test_the_newest_tokens_count(tmp_path):
     write_json(folder / "manifest.json", values)
     for age, (name, tokens) in enumerate({"tokens-b": 1000, "tokens-a": 2000}.items()):
         path = folder / name / "manifest.json"
-        write_json(path, {"shards": [{"name": "a", "tokens": tokens}]})
+        write_json(path, tokens_manifest(tokens, 10))
         os.utime(path, (age, age))
     assert plan.known_data(home, spec("speedrun")).bytes_per_token == 3.0
+    for age, (name, found) in enumerate(
+        {
+            "tokens-c": tokens_manifest(500),
+            "tokens-d": tokens_manifest(500, 10, dataset="another"),
+            "tokens-e": {"shards": [{}]},
+        }.items()
+    ):
+        path = folder / name / "manifest.json"
+        write_json(path, found)
+        os.utime(path, (9 + age, 9 + age))
+        assert plan.known_data(home, spec("speedrun")).bytes_per_token == 3.0
+    for name in ("tokens-a", "tokens-b"):
+        (folder / name / "manifest.json").unlink()
+    assert plan.known_data(home, spec("speedrun")) is None
 
 
 def test_a_cpu_is_measured_once_and_only_after_everything_else_fits():

@@ -7,15 +7,17 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nanochat.data.sources import load_sources
-from nanochat.errors import ConfigError
-from nanochat.files import read_json
+from nanochat.errors import ConfigError, DataError
 from nanochat.run.config import RunConfig
 from nanochat.settings import Home
 from nanochat.shape import PACKING_LOSS, resolve
 from nanochat_platform.plan.model import DataFacts
+
+if TYPE_CHECKING:
+    from nanochat.data.manifest import DatasetManifest
 
 
 def measure_here(spec: RunConfig) -> Mapping[str, Any]:
@@ -37,7 +39,7 @@ def measure_here(spec: RunConfig) -> Mapping[str, Any]:
 
 
 def known_data(home: Home, spec: RunConfig) -> DataFacts | None:
-    """Return what the home's dataset of the run's source holds; None until it is prepared and tokenized.
+    """Return what the home's dataset of the run's source holds; None until it is tokenized whole.
 
     Raises:
         DataError: the dataset's manifest is damaged.
@@ -45,12 +47,10 @@ def known_data(home: Home, spec: RunConfig) -> DataFacts | None:
     from nanochat.data import loader, manifest  # numpy takes 0.2 s to import
 
     folder = home.dataset(spec.dataset())
-    tokenized = sorted(folder.glob(f"tokens-*/{manifest.MANIFEST}"), key=lambda path: path.stat().st_mtime)
-    if not tokenized or not (folder / manifest.MANIFEST).exists():
+    if not (folder / manifest.MANIFEST).exists():
         return None
     dataset = manifest.load(folder)
-    counted = {shard["name"]: shard["tokens"] for shard in read_json(tokenized[-1])["shards"]}
-    tokens = sum(counted.get(Path(name).stem, 0) for name in dataset.train_shards)
+    tokens = _tokens(folder, dataset)
     if not tokens:
         return None
     text = sum(dataset.files[name].utf8_bytes or 0 for name in dataset.train_shards)
@@ -60,3 +60,17 @@ def known_data(home: Home, spec: RunConfig) -> DataFacts | None:
         bytes_per_token=text / tokens,
         packing_loss=1.05 if short else PACKING_LOSS,
     )
+
+
+def _tokens(folder: Path, dataset: DatasetManifest) -> int:
+    """Return the training tokens of the newest token files that are of this dataset and whole, else 0."""
+    from nanochat.data.tokens import TokenFiles
+
+    for path in sorted(folder.glob("tokens-*/manifest.json"), key=lambda p: p.stat().st_mtime, reverse=True):
+        try:
+            files = TokenFiles.load(path.parent)
+        except DataError:  # begun, or damaged: the stage writes them anew
+            continue
+        if files.dataset == dataset.hash and len(files.shards) == len(dataset.shards):
+            return sum(shard.tokens for shard in files.split("train"))
+    return 0
